@@ -1,0 +1,136 @@
+"""What to remember of a tensor while samples stream by. Memory does not grow with the samples.
+
+An observer is updated with one tensor at a time, of any shape, and two observers of the same
+tensor can be merged, so that runs can be split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+BINS = 2048
+_SUBSAMPLE = 1 << 16  # values counted per tensor and sample: a histogram of more costs more than
+# the inference itself, and its tails, which decide, are kept exactly by the minimum and maximum
+
+
+@runtime_checkable
+class Observer(Protocol):
+    def update(self, x: Array) -> None: ...
+    def merge(self, other: Self) -> None: ...
+    def result(self) -> Any: ...
+
+
+@dataclass
+class MinMax:
+    """The smallest and the largest value: result() is (low, high), floats."""
+
+    low: float = np.inf
+    high: float = -np.inf
+
+    def update(self, x: Array) -> None:
+        if x.size:
+            self.low = min(self.low, float(x.min()))
+            self.high = max(self.high, float(x.max()))
+
+    def merge(self, other: MinMax) -> None:
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+
+    def result(self) -> tuple[float, float]:
+        return (self.low, self.high) if self.low <= self.high else (0.0, 0.0)
+
+
+@dataclass
+class HistogramResult:
+    """Counts (BINS,) over [-limit, limit], and the exact minimum and maximum."""
+
+    counts: NDArray[np.int64]
+    limit: float
+    low: float
+    high: float
+
+    @property
+    def centers(self) -> NDArray[np.float64]:
+        width = 2 * self.limit / len(self.counts)
+        return (np.arange(len(self.counts)) + 0.5) * width - self.limit
+
+
+@dataclass
+class Histogram:
+    """A histogram over a range that doubles when a value falls outside: two bins become one.
+
+    Of large tensors a strided subsample is counted; minimum and maximum are exact.
+    """
+
+    limit: float = 0.0
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    extremes: MinMax = field(default_factory=MinMax)
+
+    def update(self, x: Array) -> None:
+        if not x.size:
+            return
+        self.extremes.update(x)
+        largest = max(-self.extremes.low, self.extremes.high, np.finfo(np.float32).tiny)
+        self._widen(largest)
+        flat = x.reshape(-1)
+        # An odd stride visits every channel of a tensor whose sizes are powers of two.
+        stride = max(1, flat.size // _SUBSAMPLE) | 1
+        flat = flat[::stride].astype(np.float32)
+        flat *= np.float32(BINS / 2 / self.limit)
+        bins = (flat + np.float32(BINS / 2)).astype(np.int32)
+        np.clip(bins, 0, BINS - 1, out=bins)
+        self.counts += np.bincount(bins, minlength=BINS)
+
+    def _widen(self, largest: float) -> None:
+        if self.limit == 0:  # a power of two, so that two histograms can be merged exactly
+            self.limit = float(2.0 ** np.ceil(np.log2(largest)))
+        while self.limit < largest:
+            pairs = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.zeros(BINS, np.int64)
+            self.counts[BINS // 4 : BINS // 4 * 3] = pairs
+            self.limit *= 2
+
+    def merge(self, other: Histogram) -> None:
+        if other.limit == 0:
+            return
+        if self.limit == 0:
+            self.limit = other.limit
+        self._widen(other.limit)
+        twin = Histogram(other.limit, other.counts.copy())
+        twin._widen(self.limit)
+        self.counts += twin.counts
+        self.extremes.merge(other.extremes)
+
+    def result(self) -> HistogramResult:
+        low, high = self.extremes.result()
+        return HistogramResult(self.counts, self.limit or 1.0, low, high)
+
+
+@dataclass
+class SecondMoment:
+    """The mean square of each channel along `axis`: result() is (channels,) float64."""
+
+    axis: int
+    total: NDArray[np.float64] | float = 0.0
+    count: int = 0
+
+    def update(self, x: Array) -> None:
+        axis = self.axis % x.ndim
+        rows = x.shape[axis]
+        if rows == 0 or x.size == 0:
+            return
+        letters = "abcdefgh"[: x.ndim]
+        sums = np.einsum(f"{letters},{letters}->{letters[axis]}", x, x, dtype=x.dtype)
+        self.total = self.total + sums.astype(np.float64)
+        self.count += x.size // rows
+
+    def merge(self, other: SecondMoment) -> None:
+        self.total = self.total + other.total
+        self.count += other.count
+
+    def result(self) -> NDArray[np.float64]:
+        return np.atleast_1d(self.total) / max(self.count, 1)

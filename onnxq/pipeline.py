@@ -1,0 +1,214 @@
+"""The pass manager: passes declare what they measure and rewrite; the manager runs and records."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+
+from onnxq import graph as g
+from onnxq.calibrate import observe
+from onnxq.errors import OnnxqError
+from onnxq.observe import Observer
+from onnxq.qtype import QParams, QTensor, QType
+from onnxq.report import PassRecord, Report
+from onnxq.samples import Samples
+from onnxq.target import OpRule, Target
+
+Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """What becomes of one node.
+
+    `inputs` are the slots whose activations are quantized; `output` says whether its result is.
+    A node left in float has a reason and nothing else.
+    """
+
+    reason: str = ""
+    weight: QType | None = None
+    activation: QType | None = None
+    inputs: tuple[int, ...] = ()
+    output: bool = False
+    rule: OpRule | None = None
+
+    @property
+    def quantized(self) -> bool:
+        return self.weight is not None or self.activation is not None
+
+
+class Plan(dict[str, NodePlan]):
+    """Node name → NodePlan; made by the pass `assign`, followed by every solver and lowering."""
+
+    def quantized(self, graph: g.Graph) -> list[tuple[g.Node, NodePlan]]:
+        """The nodes of a graph that become integer, in order."""
+        return [
+            (node, self[node.name])
+            for node in graph.nodes
+            if node.name in self and self[node.name].quantized
+        ]
+
+
+@dataclass
+class Context:
+    """What passes share beside the graph."""
+
+    target: Target
+    samples: Samples | None
+    report: Report
+    plan: Plan = field(default_factory=Plan)
+    stats: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, QTensor] = field(default_factory=dict)
+    activations: dict[str, QParams] = field(default_factory=dict)
+    # What batch normalisation said of a tensor before it was folded: (mean, deviation) by channel.
+    batch_statistics: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    threads: int | None = None
+    progress: Progress = lambda what, done, total: None
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """One step. Its dataclass fields are its whole configuration; a recipe fills the same fields.
+
+    `analysis` passes neither rewrite the graph nor need each other's results: neighbours of that
+    kind share one run over the samples.
+    """
+
+    name: ClassVar[str]
+    analysis: ClassVar[bool] = False
+
+    def observe(self, graph: g.Graph, ctx: Context) -> Mapping[str, Observer]:
+        """Tensors of the graph as it is now that this pass wants measured.
+
+        The keys are `tensor` or `tensor#purpose`, so that two passes can watch one tensor; results
+        are in `ctx.stats` under the same key when `apply` runs.
+        """
+        return {}
+
+    @abstractmethod
+    def apply(self, graph: g.Graph, ctx: Context) -> int:
+        """Rewrite in place. Returns the number of rewrites; a second call makes none."""
+
+    def settings(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gives: the graph, and the report of how it came about."""
+
+    graph: g.Graph
+    report: Report
+
+    def to_proto(self) -> onnx.ModelProto:
+        return g.to_proto(self.graph)
+
+    def save(self, path: str) -> int:
+        """Write the model whole or not at all. Returns the bytes written."""
+        return g.save(self.graph, path)
+
+
+class Pipeline:
+    """A list of passes to run in order.
+
+    >>> from onnxq.passes import FoldBatchNorm, Normalize
+    >>> Pipeline([Normalize(), FoldBatchNorm()]).names
+    ['normalize', 'fold-batchnorm']
+    """
+
+    def __init__(self, passes: Sequence[Pass]) -> None:
+        self.passes = list(passes)
+
+    @property
+    def names(self) -> list[str]:
+        return [p.name for p in self.passes]
+
+    def run(self, graph: g.Graph, samples: Samples | None, target: Target, **options: Any) -> Result:
+        """Run every pass on a copy of the graph. `options` are further Context fields.
+
+        Raises OnnxqError, naming the pass and those before it, when a pass breaks the graph.
+        """
+        graph = g.copy(graph)
+        ctx = Context(target, samples, options.pop("report", None) or Report(), **options)
+        for number, step in enumerate(self.passes):
+            started = time.perf_counter()
+            ctx.progress(step.name, number, len(self.passes))
+            self._measure(number, graph, ctx)
+            changes = step.apply(graph, ctx)
+            if not step.analysis:
+                _check(graph, step, self.names[:number])
+            ctx.report.passes.append(
+                PassRecord(
+                    name=step.name,
+                    settings={k: str(v) for k, v in step.settings().items()},
+                    changes=changes,
+                    seconds=time.perf_counter() - started,
+                    peak_mb=peak_mb(),
+                )
+            )
+        return Result(graph, ctx.report)
+
+    def _measure(self, number: int, graph: g.Graph, ctx: Context) -> None:
+        """Stream the samples once for this pass and the analysis passes that follow it."""
+        group = [self.passes[number]]
+        if group[0].analysis:
+            if number and self.passes[number - 1].analysis:
+                return  # measured together with the first of its group
+            for step in self.passes[number + 1 :]:
+                if not step.analysis:
+                    break
+                group.append(step)
+        wanted: dict[str, Observer] = {}
+        for step in group:
+            wanted |= {k: o for k, o in step.observe(graph, ctx).items() if k not in ctx.stats}
+        if not wanted:
+            return
+        if ctx.samples is None:
+            raise OnnxqError(f"the pass {group[0].name!r} needs samples, and there are none")
+        ctx.stats |= observe(
+            graph,
+            wanted,
+            ctx.samples,
+            batch_statistics=ctx.batch_statistics if ctx.samples.synthesised else {},
+            threads=ctx.threads,
+            progress=lambda done, total: ctx.progress("calibrate", done, total),
+        )
+
+
+def _check(graph: g.Graph, step: Pass, before: Sequence[str]) -> None:
+    """The invariants every rewrite keeps: names are unique, nodes are in order, all is produced."""
+    try:
+        graph.toposort()
+        known = {t.name for t in graph.inputs} | {""}
+        written: set[str] = set()
+        for node in graph.nodes:
+            for tensor in node.inputs:
+                if not g.is_constant(tensor) and tensor.name not in known:
+                    raise ValueError(f"{node.name!r} reads {tensor.name!r}, which nothing makes")
+            for tensor in node.outputs:
+                if tensor.name and tensor.name in written:
+                    raise ValueError(f"two nodes write {tensor.name!r}")
+                written.add(tensor.name)
+                known.add(tensor.name)
+    except Exception as error:
+        raise OnnxqError(
+            f"the pass {step.name!r} left a broken graph ({error}); "
+            f"passes before it: {', '.join(before) or 'none'}"
+        ) from error
+
+
+def peak_mb() -> float:
+    """Peak resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)

@@ -1,0 +1,191 @@
+"""Integer number formats: a real range becomes a scale and a zero point, values become codes.
+
+    real ≈ scale · (code − zero)
+
+Affine quantization as in Jacob et al., "Quantization and Training of Neural Networks for
+Efficient Integer-Arithmetic-Only Inference" (2018), §2.1.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.floating[Any]]
+Codes = NDArray[Any]  # ml_dtypes' 2- and 4-bit integers are no subtype of np.integer
+
+_SPEC = re.compile(r"(?P<sign>[us])(?P<bits>\d+)(?P<asym>a)?(?::(?P<group>channel|\d+))?")
+
+
+@dataclass(frozen=True)
+class QType:
+    """An integer format and what shares one scale.
+
+    `group` is None for one scale per tensor, -1 for one per output channel, n for one per block of
+    n neighbours along the input axis.
+
+    >>> QType.parse("s8:channel")      # symmetric, codes -127..127, a scale per output channel
+    QType(bits=8, signed=True, symmetric=True, group=-1)
+    >>> QType.parse("u8a")             # asymmetric, codes 0..255, a scale per tensor
+    QType(bits=8, signed=False, symmetric=False, group=None)
+    """
+
+    bits: int = 8
+    signed: bool = True
+    symmetric: bool = True
+    group: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> QType:
+        """Read `[u|s]BITS[a][:channel|:BLOCK]`, where `a` stands for asymmetric.
+
+        Raises ValueError for anything else.
+        """
+        match = _SPEC.fullmatch(text)
+        if not match or int(match["bits"]) not in (2, 4, 8, 16, 32):
+            raise ValueError(
+                f"{text!r} is no number format; write for example s8, u8a, s8:channel or u4a:32"
+            )
+        group = {None: None, "channel": -1}.get(match["group"], match["group"])
+        return cls(
+            bits=int(match["bits"]),
+            signed=match["sign"] == "s",
+            symmetric=match["asym"] is None,
+            group=None if group is None else int(group),
+        )
+
+    def __str__(self) -> str:
+        group = {None: "", -1: ":channel"}.get(self.group, f":{self.group}")
+        return f"{'s' if self.signed else 'u'}{self.bits}{'' if self.symmetric else 'a'}{group}"
+
+    @property
+    def scheme(self) -> str:
+        """In words, for a report: `per channel, symmetric`."""
+        groups = {None: "per tensor", -1: "per channel"}
+        granularity = groups.get(self.group, f"per block of {self.group}")
+        return f"{granularity}, {'symmetric' if self.symmetric else 'asymmetric'}"
+
+    @property
+    def qmax(self) -> int:
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+    @property
+    def qmin(self) -> int:
+        """Symmetric formats give up their lowest code, so that ±x are equally far from zero."""
+        lowest = -(1 << (self.bits - 1)) if self.signed else 0
+        return lowest + 1 if self.symmetric else lowest
+
+    @property
+    def middle(self) -> int:
+        """The zero point of a symmetric range."""
+        return 0 if self.signed else 1 << (self.bits - 1)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        small = {2: (ml_dtypes.uint2, ml_dtypes.int2), 4: (ml_dtypes.uint4, ml_dtypes.int4)}
+        if self.bits in small:
+            return np.dtype(small[self.bits][self.signed])
+        return np.dtype(f"{'i' if self.signed else 'u'}{self.bits // 8}")
+
+
+@dataclass(frozen=True)
+class QParams:
+    """Scale (float32) and zero point (the format's dtype) of an activation, one of each."""
+
+    scale: Floats
+    zero: Codes
+    qtype: QType
+
+    @classmethod
+    def from_range(cls, low: float, high: float, qtype: QType) -> QParams:
+        scale, zero = scale_and_zero(low, high, qtype)
+        return cls(scale, zero, qtype)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The real values of the lowest and the highest code."""
+        s, z = float(self.scale), int(self.zero)
+        return s * (self.qtype.qmin - z), s * (self.qtype.qmax - z)
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """A quantized weight. `codes` is (out, in); `scale` and `zero` are () per tensor,
+    (out,) per channel, (out, in / block) per block.
+
+    >>> w = np.array([[1.0, -2.0], [0.5, 0.25]], np.float32)
+    >>> q = quantize_weight(w, *weight_scale(w, QType.parse("s8:channel")), QType.parse("s8:channel"))
+    >>> q.codes.tolist(), q.scale.shape
+    ([[64, -127], [127, 64]], (2,))
+    """
+
+    codes: Codes
+    scale: Floats
+    zero: Codes
+    qtype: QType
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """Real values, (out, in) float32."""
+        scale, zero = (spread(a, self.codes.shape) for a in (self.scale, self.zero))
+        return ((self.codes.astype(np.float32) - zero.astype(np.float32)) * scale).astype(
+            np.float32
+        )
+
+
+def spread(per_group: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Repeat a scale or zero point of shape (), (out,) or (out, blocks) over (out, in)."""
+    if per_group.ndim == 0:
+        return per_group
+    if per_group.ndim == 1:
+        return per_group[:, None]
+    return np.repeat(per_group, -(-shape[1] // per_group.shape[1]), axis=1)[:, : shape[1]]
+
+
+def scale_and_zero(low: ArrayLike, high: ArrayLike, qtype: QType) -> tuple[Floats, Codes]:
+    """Scale (float32) and zero point of the ranges [low, high], elementwise.
+
+    The range is widened to hold 0, so that padding and ReLU's zeros are exact. A range of nothing
+    but 0 gets scale 1.
+    """
+    lo = np.minimum(np.asarray(low, np.float64), 0)
+    hi = np.maximum(np.asarray(high, np.float64), 0)
+    if qtype.symmetric:
+        scale = np.maximum(-lo, hi) / (qtype.qmax - qtype.middle)
+        zero = np.full_like(scale, qtype.middle)
+    else:
+        scale = (hi - lo) / (qtype.qmax - qtype.qmin)
+        safe = np.where(scale > 0, scale, 1)
+        zero = np.clip(np.rint(qtype.qmin - lo / safe), qtype.qmin, qtype.qmax)
+    # Below the smallest normal float32 a reciprocal overflows, in the runtime as here.
+    scale = np.where(scale < np.finfo(np.float32).tiny, 1.0, scale)
+    return np.asarray(scale, np.float32), np.asarray(zero).astype(qtype.dtype)
+
+
+def quantize(x: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], qtype: QType) -> Codes:
+    """Round half to even, shift, clip: what ONNX QuantizeLinear does. Shapes broadcast."""
+    codes = np.rint(x / scale) + zero.astype(np.float32)
+    return np.clip(codes, qtype.qmin, qtype.qmax).astype(qtype.dtype)
+
+
+def weight_scale(weight: Floats, qtype: QType) -> tuple[Floats, Codes]:
+    """Scale and zero point of a weight (out, in) from its smallest and largest values."""
+    if qtype.group is None:
+        return scale_and_zero(weight.min(initial=0), weight.max(initial=0), qtype)
+    if qtype.group == -1:
+        low, high = weight.min(axis=1, initial=0), weight.max(axis=1, initial=0)
+        return scale_and_zero(low, high, qtype)
+    out, columns = weight.shape
+    padded = np.pad(weight, ((0, 0), (0, -columns % qtype.group)))
+    blocks = padded.reshape(out, -1, qtype.group)
+    return scale_and_zero(blocks.min(axis=2), blocks.max(axis=2), qtype)
+
+
+def quantize_weight(weight: Floats, scale: Floats, zero: Codes, qtype: QType) -> QTensor:
+    """Round a weight (out, in) to the nearest code under a given scale and zero point."""
+    spread_scale, spread_zero = spread(scale, weight.shape), spread(zero, weight.shape)
+    return QTensor(quantize(weight, spread_scale, spread_zero, qtype), scale, zero, qtype)

@@ -1,0 +1,123 @@
+"""What was done and what was measured: a plain record, its JSON, its tables in the terminal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class PassRecord:
+    """One pass as it ran. `peak_mb` is the process's peak so far, MiB."""
+
+    name: str
+    settings: dict[str, str]
+    changes: int
+    seconds: float
+    peak_mb: float
+
+
+@dataclass
+class LayerRecord:
+    """One layer with weights, or one left in float that others were quantized around.
+
+    `sqnr_db` is the error of this layer's own output on float inputs; `contribution` the share of
+    output energy that this layer's error alone makes at the model's outputs. Both measured.
+    """
+
+    name: str
+    op: str
+    form: str
+    reason: str = ""
+    output: str = ""
+    parameters: int = 0
+    macs: int = 0
+    sqnr_db: float | None = None
+    contribution: float | None = None
+
+
+@dataclass
+class OutputRecord:
+    """One model output, quantized against float, over the verification samples."""
+
+    name: str
+    cosine: float
+    sqnr_db: float
+    agreement: float | None = None
+
+
+@dataclass
+class Latency:
+    """Milliseconds per inference, interleaved runs of both models."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+
+
+@dataclass
+class Report:
+    """Everything a run has to say. Each figure was measured in it, or is None."""
+
+    model: str = ""
+    output: str = ""
+    target: str = ""
+    preset: str = ""
+    recipe: str = ""
+    samples: str = ""
+    verified: bool = False
+    passes: list[PassRecord] = field(default_factory=list)
+    layers: list[LayerRecord] = field(default_factory=list)
+    outputs: list[OutputRecord] = field(default_factory=list)
+    verification_samples: int = 0
+    verification_unseen: bool = False
+    optimizations_sqnr_db: float | None = None
+    float_bytes: int = 0
+    quantized_bytes: int = 0
+    float_latency: Latency | None = None
+    quantized_latency: Latency | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, message: str) -> None:
+        if message not in self.warnings:
+            self.warnings.append(message)
+
+    def skip(self, layer: str, op: str, reason: str) -> None:
+        """Note that a pass left a node out, and why."""
+        if not any(record.name == layer for record in self.layers):
+            self.layers.append(LayerRecord(layer, op, "float", reason))
+
+    @property
+    def ranked(self) -> list[LayerRecord]:
+        """Quantized layers, the one that hurts the output most first."""
+        measured = [layer for layer in self.layers if layer.sqnr_db is not None]
+        return sorted(
+            measured, key=lambda r: (-(r.contribution or 0.0), r.sqnr_db or 0.0, r.name)
+        )
+
+    def share(self, what: str) -> float | None:
+        """The share of `parameters` or `macs` in layers that are quantized."""
+        total = sum(getattr(layer, what) for layer in self.layers)
+        if not total:
+            return None
+        done = sum(getattr(layer, what) for layer in self.layers if layer.form != "float")
+        return float(done / total)
+
+    def to_json(self) -> str:
+        shares = {f"{what}_quantized": self.share(what) for what in ("parameters", "macs")}
+        return json.dumps(asdict(self) | shares, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """A saved report. Raises ValueError or TypeError for what is none."""
+        data: dict[str, Any] = json.loads(text)
+        for key in ("parameters_quantized", "macs_quantized"):
+            data.pop(key, None)
+        lists = {"passes": PassRecord, "layers": LayerRecord, "outputs": OutputRecord}
+        for key, kind in lists.items():
+            data[key] = [kind(**row) for row in data[key]]
+        for key in ("float_latency", "quantized_latency"):
+            data[key] = Latency(**data[key]) if data[key] else None
+        return cls(**data)

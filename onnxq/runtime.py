@@ -1,0 +1,80 @@
+"""ONNX Runtime sessions."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from onnxq.errors import OnnxqError
+from onnxq.storage import save_proto
+
+Array = NDArray[Any]
+_SERIALIZE_LIMIT = 1_800_000_000  # bytes; above it a model goes through a file
+
+
+class Session:
+    """A model ready to run: `run(feed, names)` gives arrays by name."""
+
+    def __init__(
+        self,
+        model: str | Path | onnx.ModelProto,
+        *,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        optimize: bool = True,
+        threads: int | None = None,
+        config: Mapping[str, str] | None = None,
+    ) -> None:
+        """Raises OnnxqError when the runtime refuses the model or lacks the provider."""
+        missing = [p for p in providers if p not in ort.get_available_providers()]
+        if missing:
+            have = ", ".join(ort.get_available_providers())
+            raise OnnxqError(f"this onnxruntime has no {missing[0]}; it has {have}")
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads or os.cpu_count() or 1
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = (
+            level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+        )
+        for key, value in (config or {}).items():
+            options.add_session_config_entry(key, value)
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        try:
+            self.ort = ort.InferenceSession(
+                self._source(model), options, providers=list(providers)
+            )
+        except Exception as error:
+            text = " ".join(str(error).split())
+            raise OnnxqError(f"onnxruntime does not load the model: {text}") from None
+        self.inputs = [value.name for value in self.ort.get_inputs()]
+        self.outputs = [value.name for value in self.ort.get_outputs()]
+
+    def _source(self, model: str | Path | onnx.ModelProto) -> str | bytes:
+        if not isinstance(model, onnx.ModelProto):
+            return str(model)
+        external = any(t.external_data for t in model.graph.initializer)
+        if not external and model.ByteSize() < _SERIALIZE_LIMIT:
+            return bytes(model.SerializeToString())
+        self._scratch = tempfile.TemporaryDirectory(prefix="onnxq-")
+        path = Path(self._scratch.name) / "model.onnx"
+        save_proto(model, path)
+        return str(path)
+
+    def run(
+        self, feed: Mapping[str, Array], names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Outputs by name. Raises OnnxqError when the model does not run on this feed."""
+        names = list(names or self.outputs)
+        try:
+            known = {name: feed[name] for name in feed if name in self.inputs}
+            return dict(zip(names, self.ort.run(names, known), strict=True))
+        except Exception as error:
+            text = " ".join(str(error).split())
+            raise OnnxqError(f"the model does not run on this sample: {text}") from None

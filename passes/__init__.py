@@ -1,0 +1,21 @@
+"""The algorithms, one file each: prepare the float graph, solve for codes, lower to operators."""
+
+from onnxq.passes.lower.dynamic import Dynamic
+from onnxq.passes.lower.insert_qdq import InsertQDQ
+from onnxq.passes.prepare.fold_batchnorm import FoldBatchNorm
+from onnxq.passes.prepare.normalize import Normalize
+from onnxq.passes.solve.assign import Assign
+from onnxq.passes.solve.calibrate import Calibrate
+from onnxq.passes.solve.quantize_bias import QuantizeBias
+from onnxq.passes.solve.round_to_nearest import RoundToNearest
+
+__all__ = [
+    "Assign",
+    "Calibrate",
+    "Dynamic",
+    "FoldBatchNorm",
+    "InsertQDQ",
+    "Normalize",
+    "QuantizeBias",
+    "RoundToNearest",
+]

@@ -1,0 +1,195 @@
+"""Fold per-channel affine maps into the weights before them.
+
+Batch normalisation at inference is y = γ (x − μ) / √(σ² + ε) + β, an affine map of each channel
+(Ioffe & Szegedy 2015, Algorithm 2). A linear operator followed by y = a·x + c is the same operator
+with W ← a·W and b ← a·b + c. A scale before it goes into the columns: W(a·x) = (W·a)x.
+
+What BatchNormalization said of its output, mean β and deviation |γ|, is kept in the Context: it
+makes calibration without data possible (Nagel et al. 2019, "Data-Free Quantization", §4.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxq import graph as g
+from onnxq.graph import Graph, Node
+from onnxq.pipeline import Context, Pass
+
+_LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FoldBatchNorm(Pass):
+    """BatchNormalization, Mul, Div, Add and Sub by a constant per channel, into the weights."""
+
+    name: ClassVar[str] = "fold-batchnorm"
+
+    def apply(self, graph: Graph, ctx: Context) -> int:
+        namer = g.Namer(graph)
+        changes = 0
+        for body in g.subgraphs(graph):
+            for node in list(body.nodes):
+                if g.weight_view(node) is None or node.op not in _LINEAR:
+                    continue
+                while _fold_next(body, node, namer, ctx):
+                    changes += 1
+                changes += _fold_scale_before(body, node, namer)
+        g.tidy(graph)
+        return changes
+
+
+def _fold_next(graph: Graph, node: Node, namer: g.Namer, ctx: Context) -> bool:
+    """Fold the affine map that is the only reader of this node's output, if there is one."""
+    follower = g.sole_consumer(graph, node.outputs[0])
+    if follower is None or follower not in graph.nodes or not g.is_standard(follower):
+        return False
+    channels = _out_channels(node)
+    affine = _affine(follower, node.outputs[0], _channel_axis_from_end(node), channels)
+    if affine is None:
+        return False
+    a, c = affine
+    if node.op == "MatMul" and np.any(c):
+        return False  # MatMul has no bias; an Add is the cheapest place for one
+    if follower.op == "BatchNormalization" and node.op == "Conv":
+        gamma, beta = (follower.inputs[i].values.astype(np.float64) for i in (1, 2))
+        ctx.batch_statistics[follower.outputs[0].name] = (beta, np.abs(gamma))
+    _scale_rows(node, a, namer)
+    if node.op != "MatMul":
+        _set_bias(node, a * _bias(node, channels) + c, namer)
+    out = follower.outputs[0]
+    follower.inputs.clear()
+    follower.outputs.clear()
+    node.outputs[0] = out
+    graph.nodes.remove(follower)
+    return True
+
+
+def _out_channels(node: Node) -> int:
+    view = g.weight_view(node)
+    assert view is not None
+    rows = int(view.tensor.shape[view.axis])
+    return rows * (view.groups if node.op == "ConvTranspose" else 1)
+
+
+def _channel_axis_from_end(node: Node) -> int:
+    """Where the output's channels are, counted from the last axis."""
+    spatial = len(node.inputs[1].shape) - 2 if node.op in ("Conv", "ConvTranspose") else 0
+    return -1 - spatial
+
+
+def _affine(
+    node: Node, x: gs.Tensor, axis: int, channels: int
+) -> tuple[Vector, Vector] | None:
+    """(a, c) of y = a·x + c per channel, or None if the node is no such map of x."""
+    if node.op == "BatchNormalization":
+        if node.attrs.get("training_mode", 0) or len(node.outputs) > 1:
+            return None
+        if not all(g.is_constant(t) for t in node.inputs[1:5]):
+            return None
+        gamma, beta, mean, var = (t.values.astype(np.float64) for t in node.inputs[1:5])
+        a = gamma / np.sqrt(var + node.attrs.get("epsilon", 1e-5))
+        return (a, beta - a * mean) if len(a) == channels else None
+    if node.op not in ("Mul", "Div", "Add", "Sub") or len(node.inputs) != 2:
+        return None
+    left = node.inputs[0] is x
+    other = node.inputs[1 if left else 0]
+    if not g.is_constant(other) or (node.op in ("Div", "Sub") and not left):
+        return None
+    value = _per_channel(other.values, axis, channels)
+    if value is None:
+        return None
+    ones, zeros = np.ones(channels), np.zeros(channels)
+    match node.op:
+        case "Mul":
+            return value, zeros
+        case "Div":
+            return (1 / value, zeros) if np.all(value) else None
+        case "Add":
+            return ones, value
+    return ones, -value
+
+
+def _per_channel(values: NDArray[Any], axis: int, channels: int) -> Vector | None:
+    """A constant that varies along one axis alone, as (channels,), or None."""
+    if values.dtype.kind != "f":
+        return None
+    shape = (1,) * max(0, -axis - values.ndim) + values.shape
+    if values.size == 1:
+        return np.full(channels, float(values.reshape(())), np.float64)
+    if values.size == channels == shape[axis] and values.ndim <= 8:
+        return values.reshape(-1).astype(np.float64)
+    return None
+
+
+def _scale_rows(node: Node, a: Vector, namer: g.Namer) -> None:
+    """W ← a·W along output channels; in a new initializer, for the old one may be shared."""
+    weight = node.inputs[1]
+    if np.all(a == 1):
+        return
+    if node.op == "ConvTranspose":  # (in, out/groups, *kernel), rows of one group together
+        groups = int(node.attrs.get("group", 1))
+        shape = weight.shape
+        by_group = weight.values.reshape(groups, shape[0] // groups, *shape[1:])
+        factor = a.reshape(groups, 1, shape[1], *(1,) * (len(shape) - 2))
+        values = (by_group * factor).reshape(shape)
+    elif node.op == "Conv" or (node.op == "Gemm" and node.attrs.get("transB", 0)):
+        values = weight.values * a.reshape(-1, *(1,) * (len(weight.shape) - 1))
+    else:
+        values = weight.values * a
+    _set_weight(node, values, namer)
+
+
+def _set_weight(node: Node, values: NDArray[Any], namer: g.Namer) -> None:
+    old = node.inputs[1]
+    node.inputs[1] = gs.Constant(namer(f"{old.name}_folded"), values.astype(old.dtype))
+
+
+def _bias(node: Node, channels: int) -> Vector:
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        return np.broadcast_to(node.inputs[2].values.astype(np.float64).reshape(-1), channels)
+    return np.zeros(channels)
+
+
+def _set_bias(node: Node, values: Vector, namer: g.Namer) -> None:
+    bias = gs.Constant(
+        namer(f"{node.inputs[1].name}_bias"), values.astype(node.inputs[1].dtype)
+    )
+    if len(node.inputs) > 2:
+        node.inputs[2] = bias
+    else:
+        node.inputs.append(bias)
+
+
+def _fold_scale_before(graph: Graph, node: Node, namer: g.Namer) -> bool:
+    """Mul or Div by a constant per input channel, into the columns of W."""
+    scale = g.producer(node.inputs[0])
+    if scale is None or scale.op not in ("Mul", "Div") or node.op == "ConvTranspose":
+        return False
+    if g.sole_consumer(graph, node.inputs[0]) is not node or node.attrs.get("transA", 0):
+        return False
+    view = g.weight_view(node)
+    assert view is not None
+    if view.groups != 1:
+        return False
+    channels = int(view.tensor.shape[1]) if node.op == "Conv" else view.matrix().shape[1]
+    x = next((t for t in scale.inputs if not g.is_constant(t)), None)
+    if x is None:
+        return False
+    affine = _affine(scale, x, _channel_axis_from_end(node), channels)
+    if affine is None:
+        return False
+    columns = view.column_statistic(affine[0])
+    values = view.from_matrix(view.matrix().astype(np.float64) * columns)
+    _set_weight(node, values, namer)
+    node.inputs[0] = x
+    scale.inputs.clear()
+    scale.outputs.clear()
+    graph.nodes.remove(scale)
+    return True

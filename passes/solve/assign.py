@@ -1,0 +1,248 @@
+"""Decide once what becomes of every node: the plan that solvers and lowering follow.
+
+1. Operators with weights, and MatMul of two activations, become integer where the target has a
+   rule for them and the user did not exclude them.
+2. The rest (Add, Concat, pooling, …) is worth it only where its inputs are codes already: each
+   quantize and dequantize that would have to be added costs more than integer arithmetic saves.
+3. Operators that only move values pass codes on, with the scale they came with.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+from onnxq import graph as g
+from onnxq.errors import OnnxqError, suggest
+from onnxq.graph import Graph, Node
+from onnxq.pipeline import Context, NodePlan, Pass
+from onnxq.target import Form, OpRule
+
+HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "LSTM", "GRU", "RNN")
+MOVERS = (
+    "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad",
+    "MaxPool", "Expand", "DepthToSpace", "SpaceToDepth", "Identity",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Assign(Pass):
+    """The plan: per node its weight and activation formats, or the reason why it stays float.
+
+    `form` is `static` (activations quantized with calibrated ranges) or `dynamic` (at run time).
+    `include` and `exclude` hold patterns on node names and operator types: globs, or regular
+    expressions after `re:`.
+    """
+
+    form: Form = "static"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    name: ClassVar[str] = "assign"
+    analysis: ClassVar[bool] = False
+
+    def apply(self, graph: Graph, ctx: Context) -> int:
+        if ctx.plan:
+            return 0
+        include = Selector((*self.include, *ctx.include), graph)
+        exclude = Selector((*self.exclude, *ctx.exclude), graph)
+        planner = _Planner(graph, ctx, self.form, include, exclude)
+        planner.run()
+        done = len(ctx.plan.quantized(graph))
+        if not done:
+            reasons = sorted({p.reason for p in ctx.plan.values() if p.reason})
+            raise OnnxqError(
+                "nothing in this model can be quantized: "
+                + ("; ".join(reasons[:3]) if reasons else "it has no operator with weights")
+            )
+        _fork_shared_weights(graph, ctx)
+        return done
+
+
+class Selector:
+    """Patterns over node names and operator types. A pattern that matches nothing is an error."""
+
+    def __init__(self, patterns: tuple[str, ...], graph: Graph) -> None:
+        self.patterns = patterns
+        nodes = list(g.walk(graph))
+        for pattern in patterns:
+            if not any(_matches(pattern, node) for node in nodes):
+                known = {n.op for n in nodes} | {n.name for n in nodes if n.op in HEAVY}
+                raise OnnxqError(
+                    f"{pattern!r} matches no node name or operator{suggest(pattern, known)}"
+                )
+
+    def __call__(self, node: Node) -> bool:
+        return any(_matches(pattern, node) for pattern in self.patterns)
+
+    def __bool__(self) -> bool:
+        return bool(self.patterns)
+
+
+def _matches(pattern: str, node: Node) -> bool:
+    if pattern.startswith("re:"):
+        try:
+            return any(re.search(pattern[3:], text) for text in (node.name, node.op))
+        except re.error as error:
+            raise OnnxqError(f"{pattern!r} is no regular expression: {error}") from None
+    return fnmatchcase(node.name, pattern) or fnmatchcase(node.op, pattern)
+
+
+class _Planner:
+    def __init__(
+        self, graph: Graph, ctx: Context, form: Form, include: Selector, exclude: Selector
+    ) -> None:
+        self.graph, self.ctx, self.form = graph, ctx, form
+        self.include, self.exclude = include, exclude
+        self.coded: set[str] = set()  # tensors that are handed on as codes
+
+    def run(self) -> None:
+        for node in self.graph.nodes:
+            plan = self._plan(node)
+            if plan is None:
+                continue
+            self.ctx.plan[node.name] = plan
+            if plan.output:
+                self.coded |= {t.name for t in node.outputs}
+            if not plan.quantized:
+                self.ctx.report.skip(node.name, node.op, plan.reason)
+
+    def _plan(self, node: Node) -> NodePlan | None:
+        if not g.is_standard(node):
+            return None
+        if node.op in MOVERS:
+            return self._mover(node)
+        if node.op in HEAVY:
+            return self._heavy(node)
+        return self._light(node)
+
+    def _heavy(self, node: Node) -> NodePlan | None:
+        rule = self.rule(node)
+        if rule is None:
+            why = self._refusal(node)
+            return NodePlan(reason=why) if why else None
+        view = g.weight_view(node)
+        if rule.activation is None:  # weights alone, as in an embedding table
+            return NodePlan(weight=rule.weight, rule=rule)
+        slots = (0,) if view else (0, 1)
+        fused = self._fused(node, rule)
+        hands_on_codes = rule.output == "quantized" or (
+            rule.output == "any" and self._leads_to_codes(node.outputs[0])
+        )
+        return NodePlan(
+            weight=rule.weight if view else None,
+            activation=rule.activation,
+            inputs=slots,
+            output=hands_on_codes and fused is None,
+            rule=rule,
+        )
+
+    def _light(self, node: Node) -> NodePlan | None:
+        """Element-wise operators, pooling, activations."""
+        maker = g.producer(node.inputs[0]) if node.inputs else None
+        if maker is not None and self._is_fused_into(node, maker):
+            rule = self.ctx.plan[maker.name].rule
+            assert rule is not None
+            codes = rule.output == "quantized" or self._leads_to_codes(node.outputs[0])
+            return NodePlan(activation=rule.activation, output=codes, rule=rule) if codes else None
+        rule = self.rule(node)
+        if rule is None:
+            worth_a_word = (
+                node.op in self.ctx.target.ops or node.op in self.ctx.target.left_float
+            )
+            return NodePlan(reason=self._refusal(node)) if worth_a_word else None
+        moving = [i for i, t in enumerate(node.inputs) if t.name and not g.is_constant(t)]
+        fixed = [t for t in node.inputs if g.is_constant(t)]
+        if not moving or not all(node.inputs[i].name in self.coded for i in moving):
+            return NodePlan(reason="its inputs are float: quantizing them would cost more than it saves")
+        if fixed and node.op in ("Add", "Mul", "Concat"):
+            return NodePlan(reason="one operand is constant: its rounding would cost accuracy")
+        return NodePlan(activation=rule.activation, inputs=tuple(moving), output=True, rule=rule)
+
+    def _mover(self, node: Node) -> NodePlan | None:
+        source = node.inputs[0].name if node.inputs else ""
+        if source not in self.coded or self.form != "static" or self.exclude(node):
+            return None
+        if node.op == "Pad" and (
+            node.attrs.get("mode", "constant") != "constant"
+            or (len(node.inputs) > 2 and node.inputs[2].name
+                and not (g.is_constant(node.inputs[2]) and not node.inputs[2].values.any()))
+        ):  # fmt: skip
+            return None
+        rule = self.ctx.target.rule(node, self.form)
+        if rule is None:
+            return None
+        if not any(self._leads_to_codes(t) for t in node.outputs):
+            return None
+        return NodePlan(activation=rule.activation, inputs=(0,), output=True, rule=rule)
+
+    def rule(self, node: Node) -> OpRule | None:
+        """The target's rule for a node that the user wants quantized."""
+        if self.exclude(node) or (self.include and node.op in HEAVY and not self.include(node)):
+            return None
+        rule = self.ctx.target.rule(node, self.form)
+        if rule is None or node.op not in HEAVY:
+            return rule
+        has_weight = g.weight_view(node) is not None
+        if not has_weight and (node.op != "MatMul" or rule.weight is not None):
+            return None
+        return rule if has_weight or not any(g.is_constant(t) for t in node.inputs) else None
+
+    def _refusal(self, node: Node) -> str:
+        if self.exclude(node):
+            return "excluded by the user"
+        if self.include and not self.include(node):
+            return "not among the included"
+        if node.op == "Gather" and g.weight_view(node) is None:
+            return ""
+        return self.ctx.target.why_float(node, self.form)
+
+    def _fused(self, node: Node, rule: OpRule) -> Node | None:
+        reader = g.sole_consumer(self.graph, node.outputs[0])
+        return reader if reader is not None and reader.op in rule.fuses else None
+
+    def _is_fused_into(self, node: Node, maker: Node) -> bool:
+        plan = self.ctx.plan.get(maker.name)
+        return (
+            plan is not None
+            and plan.rule is not None
+            and plan.activation is not None
+            and not self.exclude(node)
+            and maker.op in HEAVY
+            and self._fused(maker, plan.rule) is node
+        )
+
+    def _leads_to_codes(self, tensor: g.gs.Tensor, depth: int = 0) -> bool:
+        """Whether every reader of a tensor wants codes, directly or through what passes them on."""
+        if g.is_output(self.graph, tensor) or not tensor.outputs or depth > 16:
+            return False
+        for reader in tensor.outputs:
+            rule = self.rule(reader) if g.is_standard(reader) else None
+            if reader.op in HEAVY and rule is not None and rule.activation is not None:
+                continue
+            passes_on = rule is not None or reader.op in ("Relu", "Clip")
+            if not passes_on or not all(
+                self._leads_to_codes(t, depth + 1) for t in reader.outputs
+            ):
+                return False
+        return True
+
+
+def _fork_shared_weights(graph: Graph, ctx: Context) -> None:
+    """A weight that several nodes read in different ways becomes one initializer per way."""
+    namer = g.Namer(graph)
+    ways: dict[str, dict[object, g.gs.Constant]] = {}
+    for node, plan in ctx.plan.quantized(graph):
+        view = g.weight_view(node)
+        if view is None or plan.weight is None:
+            continue
+        rule = plan.rule
+        way = (view.axis, node.op == "Gather", view.groups, plan.weight, rule and rule.pair_limit)
+        known = ways.setdefault(view.tensor.name, {})
+        if known and way not in known:
+            fork = g.constant(namer(f"{view.tensor.name}_fork"), view.tensor.values)
+            node.inputs[view.slot] = known[way] = fork
+        else:
+            known.setdefault(way, view.tensor)
+            node.inputs[view.slot] = known[way]

@@ -1,0 +1,163 @@
+"""Activation ranges from what the samples showed.
+
+`minmax` takes the whole range. The other methods cut the tails, where a few values would make every
+code coarser; each picks the range [low, high] that minimises a loss over the histogram:
+
+- `percentile` keeps the given share of all values;
+- `mse` minimises the mean squared error of rounding and clipping, E[(x − q(x))²];
+- `entropy` minimises KL(P ‖ Q) between the clipped histogram and its rounding to 2ᵇ levels
+  (Migacz 2017, "8-bit Inference with TensorRT").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.graph import Graph
+from onnxq.observe import Histogram, HistogramResult, MinMax, Observer
+from onnxq.passes.solve.assign import MOVERS
+from onnxq.pipeline import Context, Pass
+from onnxq.qtype import QParams, QType
+
+Method = Literal["minmax", "percentile", "entropy", "mse"]
+CANDIDATES = 100
+
+
+@dataclass(frozen=True)
+class Calibrate(Pass):
+    """Scale and zero point of every activation in the plan.
+
+    `percentile` is the share of values kept by the method of that name, in percent.
+    """
+
+    method: Method = "minmax"
+    percentile: float = 99.99
+    name: ClassVar[str] = "calibrate"
+    analysis: ClassVar[bool] = True
+
+    def observe(self, graph: Graph, ctx: Context) -> Mapping[str, Observer]:
+        wanted = [n for n in activation_types(graph, ctx) if n not in ctx.activations]
+        return {n: MinMax() if self.method == "minmax" else Histogram() for n in wanted}
+
+    def apply(self, graph: Graph, ctx: Context) -> int:
+        made = 0
+        for name, qtype in activation_types(graph, ctx).items():
+            if name not in ctx.activations:
+                ctx.activations[name] = QParams.from_range(*self.range(ctx.stats[name], qtype), qtype)
+                made += 1
+        _share_along_movers(graph, ctx)
+        return made
+
+    def range(self, seen: HistogramResult | tuple[float, float], qtype: QType) -> tuple[float, float]:
+        """The real range to represent, from a histogram or a pair of extremes."""
+        if isinstance(seen, tuple):
+            return seen
+        if self.method == "percentile":
+            return percentile_range(seen, self.percentile)
+        return search_range(seen, qtype, self.method)
+
+
+def activation_types(graph: Graph, ctx: Context) -> dict[str, QType]:
+    """Every tensor that the plan quantizes, with its format."""
+    types: dict[str, QType] = {}
+    for node, plan in ctx.plan.quantized(graph):
+        if plan.activation is None:
+            continue
+        tensors = [node.inputs[slot] for slot in plan.inputs]
+        for tensor in tensors + (list(node.outputs) if plan.output else []):
+            types.setdefault(tensor.name, plan.activation)
+    return types
+
+
+def _share_along_movers(graph: Graph, ctx: Context) -> None:
+    """What only moves values keeps their scale, so that the runtime moves codes."""
+    for node, plan in ctx.plan.quantized(graph):
+        if node.op in MOVERS and plan.output:
+            source = ctx.activations[node.inputs[0].name]
+            for tensor in node.outputs:
+                ctx.activations[tensor.name] = source
+
+
+def percentile_range(seen: HistogramResult, percentile: float) -> tuple[float, float]:
+    """The range that leaves (100 − percentile)/2 percent of the values on either side.
+
+    100 is the exact minimum and maximum.
+    """
+    if percentile >= 100 or not seen.counts.sum():
+        return seen.low, seen.high
+    tail = (100 - percentile) / 200
+    cumulative = np.cumsum(seen.counts) / seen.counts.sum()
+    centers = seen.centers
+    low = centers[np.searchsorted(cumulative, tail)]
+    high = centers[min(np.searchsorted(cumulative, 1 - tail), len(centers) - 1)]
+    return max(float(low), seen.low), min(float(high), seen.high)
+
+
+def search_range(seen: HistogramResult, qtype: QType, method: str) -> tuple[float, float]:
+    """The range of least loss: first both ends shrink together, then each by itself."""
+    if not seen.counts.sum() or seen.low == seen.high:
+        return seen.low, seen.high
+    used = np.flatnonzero(seen.counts)
+    part = slice(used[0], used[-1] + 1)
+    x, weight = seen.centers[part], seen.counts[part].astype(np.float64)
+    if method == "entropy":
+        weight = _without_spike(x, weight)
+    loss = mse_loss if method == "mse" else kl_loss
+    shrink = np.linspace(1 / CANDIDATES, 1, CANDIDATES)
+    low, high = seen.low, seen.high
+    for ends in ((1, 1), (1, 0), (0, 1)):
+        tried = [
+            (low * (f if ends[0] else 1), high * (f if ends[1] else 1)) for f in shrink[::-1]
+        ]
+        losses = [loss(x, weight, a, b, qtype) for a, b in tried]
+        low, high = tried[int(np.argmin(losses))]
+    return float(low), float(high)
+
+
+def mse_loss(
+    x: NDArray[np.float64], weight: NDArray[np.float64], low: float, high: float, qtype: QType
+) -> float:
+    """E[(x − q(x))²] over a histogram with centers x."""
+    params = QParams.from_range(low, high, qtype)
+    scale, zero = float(params.scale), float(params.zero)
+    codes = np.clip(np.rint(x / scale) + zero, qtype.qmin, qtype.qmax)
+    return float(weight @ ((codes - zero) * scale - x) ** 2 / weight.sum())
+
+
+def kl_loss(
+    x: NDArray[np.float64], weight: NDArray[np.float64], low: float, high: float, qtype: QType
+) -> float:
+    """KL(P ‖ Q): P is the histogram with its outside moved to the edge bins, Q its rounding."""
+    inside = (x >= low) & (x <= high)
+    levels = qtype.qmax - qtype.qmin + 1
+    if inside.sum() <= levels // 2:
+        return np.inf  # fewer bins than codes: rounding would look free
+    p = weight[inside].copy()
+    q_source = p.copy()
+    p[0] += weight[x < low].sum()
+    p[-1] += weight[x > high].sum()
+    level = np.minimum((np.arange(len(p)) * levels / len(p)).astype(int), levels - 1)
+    occupied = q_source > 0
+    mass = np.bincount(level, q_source, levels)
+    bins = np.bincount(level, occupied, levels)
+    q = np.where(occupied, mass[level] / np.maximum(bins[level], 1), 0)
+    if not q.sum():
+        return np.inf
+    p, q = p / p.sum(), q / q.sum()
+    floor = 1e-9  # P has mass where Q has none: costly, but not infinitely so
+    some = p > 0
+    return float(np.sum(p[some] * np.log(p[some] / np.maximum(q[some], floor))))
+
+
+def _without_spike(x: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """ReLU's zeros are exact at any scale; counted, they would drown all other values."""
+    at_zero = int(np.argmin(np.abs(x)))
+    lone = weight.copy()
+    neighbours = [weight[i] for i in (at_zero - 1, at_zero + 1) if 0 <= i < len(weight)]
+    lone[at_zero] = max(neighbours, default=0.0)
+    return lone if lone.sum() else weight

@@ -1,0 +1,59 @@
+"""Biases to int32 at the scale of the accumulator, s_b = s_x · s_w, zero point 0.
+
+The integer kernels add a bias to Σ x_q w_q, whose unit is s_x · s_w (Jacob et al. 2018, eq. 11). A
+bias that does not fit into 32 bits at that scale stays float, and the report says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxq import graph as g
+from onnxq.graph import Graph
+from onnxq.pipeline import Context, Pass
+from onnxq.qtype import QTensor, QType
+
+_INT32 = QType(bits=32, signed=True, symmetric=True, group=-1)
+
+
+@dataclass(frozen=True)
+class QuantizeBias(Pass):
+    """int32 codes for the bias of every statically quantized Conv and Gemm."""
+
+    name: ClassVar[str] = "quantize-bias"
+    analysis: ClassVar[bool] = True
+
+    def apply(self, graph: Graph, ctx: Context) -> int:
+        made = 0
+        for node, plan in ctx.plan.quantized(graph):
+            key = bias_key(node)
+            if not plan.inputs or key is None or key in ctx.weights:
+                continue
+            weight = ctx.weights.get(node.inputs[1].name)
+            if weight is None or weight.scale.ndim > 1:
+                continue
+            bias = np.asarray(node.inputs[2].values, np.float64).reshape(-1)
+            unit = float(ctx.activations[node.inputs[0].name].scale) * weight.scale.astype(float)
+            if node.op == "Gemm":
+                unit = unit * node.attrs.get("alpha", 1.0) / node.attrs.get("beta", 1.0)
+            codes = np.rint(bias / unit)
+            if np.abs(codes).max(initial=0) > _INT32.qmax:
+                ctx.report.warn(f"{node.name}: its bias does not fit into 32 bits and stays float")
+                continue
+            unit32 = np.broadcast_to(np.asarray(unit, np.float32), bias.shape)
+            zero = np.zeros(bias.shape, np.int32)
+            ctx.weights[key] = QTensor(codes.astype(np.int32)[:, None], unit32, zero, _INT32)
+            made += 1
+        return made
+
+
+def bias_key(node: g.Node) -> str | None:
+    """Where a node's bias codes are kept. Two nodes may share a bias and not its scale."""
+    if node.op not in ("Conv", "Gemm") or len(node.inputs) < 3 or not node.inputs[2].name:
+        return None
+    if not g.is_constant(node.inputs[2]) or np.asarray(node.inputs[2].values).ndim > 1:
+        return None
+    return f"{node.name}#bias"
