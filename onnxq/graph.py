@@ -217,7 +217,7 @@ def constant(name: str, values: Array) -> gs.Constant:
     if values.dtype.itemsize == 1 and values.dtype.kind not in "iub":
         proto = onnx.numpy_helper.from_array(values, name)
         return gs.Constant(name, gs.ir.tensor.LazyValues(proto))
-    return gs.Constant(name, np.ascontiguousarray(values))
+    return gs.Constant(name, np.asarray(values, order="C"))
 
 
 def replace_input(node: Node, old: gs.Tensor, new: gs.Tensor) -> None:

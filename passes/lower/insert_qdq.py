@@ -18,7 +18,7 @@ from onnxq.graph import Graph, Node
 from onnxq.passes.lower.embedding import lower_embedding
 from onnxq.passes.solve.quantize_bias import bias_key
 from onnxq.pipeline import Context, Pass
-from onnxq.qtype import QParams, QTensor
+from onnxq.qtype import Codes, Floats, QParams, QTensor
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ class _Writer:
         for node, plan in self.ctx.plan.quantized(self.graph):
             for slot in plan.inputs:
                 tensor = node.inputs[slot]
-                if tensor.name in self.ctx.activations:
+                if tensor.name in self.ctx.activations and tensor is not self.dequantized.get(
+                    tensor.name
+                ):
                     node.inputs[slot] = self._pair(tensor)
                     changes += 1
         return changes
@@ -74,12 +76,20 @@ class _Writer:
     def _everywhere(self, tensor: gs.Variable) -> int:
         if tensor.name not in self.ctx.activations or tensor.name in self.dequantized:
             return 0
+        params = self.ctx.activations[tensor.name]
         readers = list(tensor.outputs)
+        maker = tensor.inputs[0]
+        if saturation_does(maker, params):
+            raw = maker.inputs[0]
+            maker.inputs.clear()
+            maker.outputs.clear()
+            self.graph.nodes.remove(maker)
+            self._quantize_dequantize(raw, params, tensor)
+            self.dequantized[tensor.name] = tensor
+            return 1
         if g.is_output(self.graph, tensor):
             # The model's output keeps its name and is what comes out of the pair.
-            params = self.ctx.activations[tensor.name]
             raw = gs.Variable(self.namer(f"{tensor.name}_raw"), dtype=tensor.dtype)
-            maker = tensor.inputs[0]
             maker.outputs[maker.outputs.index(tensor)] = raw
             self._quantize_dequantize(raw, params, tensor)
             self.dequantized[tensor.name] = tensor
@@ -114,18 +124,19 @@ class _Writer:
             if view.axis == 1:
                 scale, zero = scale.T, zero.T
         stored = g.constant(self.namer(f"{name}_quantized"), view.from_matrix(q.codes))
-        return self._dequantize(name, [stored, scale, zero], attrs)
+        return self._dequantize(name, stored, scale, zero, attrs)
 
     def _bias(self, name: str, q: QTensor) -> gs.Variable:
         stored = g.constant(self.namer(f"{name}_quantized"), q.codes[:, 0])
-        return self._dequantize(name, [stored, q.scale, q.zero], {"axis": 0})
+        return self._dequantize(name, stored, q.scale, q.zero, {"axis": 0})
 
-    def _dequantize(self, name: str, parts: list[object], attrs: dict[str, int]) -> gs.Variable:
-        codes, scale, zero = parts
+    def _dequantize(
+        self, name: str, codes: gs.Constant, scale: Floats, zero: Codes, attrs: dict[str, int]
+    ) -> gs.Variable:
         inputs = [
             codes,
-            g.constant(self.namer(f"{name}_scale"), np.ascontiguousarray(scale)),
-            g.constant(self.namer(f"{name}_zero_point"), np.ascontiguousarray(zero)),
+            g.constant(self.namer(f"{name}_scale"), scale),
+            g.constant(self.namer(f"{name}_zero_point"), zero),
         ]
         out = gs.Variable(self.namer(f"{name}_dequantized"), dtype=np.dtype(np.float32))
         self._append("DequantizeLinear", name, inputs, out, attrs)
@@ -135,3 +146,23 @@ class _Writer:
         self, op: str, name: str, inputs: list[object], out: gs.Variable, attrs: dict[str, int]
     ) -> None:
         self.graph.nodes.append(gs.Node(op, self.namer(f"{name}_{op}"), attrs, inputs, [out]))
+
+
+def saturation_does(node: Node, params: QParams) -> bool:
+    """Whether clipping to the range of the codes does what this Relu or Clip does."""
+    if node.op not in ("Relu", "Clip") or not g.is_standard(node):
+        return False
+    low, high = 0.0, np.inf
+    if node.op == "Clip":
+        bounds = [t for t in node.inputs[1:] if t.name]
+        if not all(g.is_constant(t) for t in bounds):
+            return False
+        slots = [float(t.values) if t.name else None for t in node.inputs[1:]]
+        given = dict(zip(("min", "max"), slots, strict=False))
+        first, second = given.get("min"), given.get("max")
+        low = -np.inf if first is None else first
+        high = np.inf if second is None else second
+    scale, zero, qtype = float(params.scale), int(params.zero), params.qtype
+    return bool(
+        np.rint(low / scale) + zero <= qtype.qmin and np.rint(high / scale) + zero >= qtype.qmax
+    )

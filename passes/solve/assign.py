@@ -25,6 +25,8 @@ MOVERS = (
     "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad",
     "MaxPool", "Expand", "DepthToSpace", "SpaceToDepth", "Identity",
 )  # fmt: skip
+FLOAT_INPUTS = "its inputs are float: quantizing them would cost more than it saves"
+CONSTANT_OPERAND = "one operand is constant: its rounding would cost accuracy"
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,7 @@ class _Planner:
     def _light(self, node: Node) -> NodePlan | None:
         """Element-wise operators, pooling, activations."""
         maker = g.producer(node.inputs[0]) if node.inputs else None
-        if maker is not None and self._is_fused_into(node, maker):
-            rule = self.ctx.plan[maker.name].rule
-            assert rule is not None
+        if maker is not None and (rule := self._fusing_rule(node, maker)) is not None:
             codes = rule.output == "quantized" or self._leads_to_codes(node.outputs[0])
             return NodePlan(activation=rule.activation, output=codes, rule=rule) if codes else None
         rule = self.rule(node)
@@ -155,10 +155,11 @@ class _Planner:
         moving = [i for i, t in enumerate(node.inputs) if t.name and not g.is_constant(t)]
         fixed = [t for t in node.inputs if g.is_constant(t)]
         if not moving or not all(node.inputs[i].name in self.coded for i in moving):
-            return NodePlan(reason="its inputs are float: quantizing them would cost more than it saves")
+            return NodePlan(reason=FLOAT_INPUTS)
         if fixed and node.op in ("Add", "Mul", "Concat"):
-            return NodePlan(reason="one operand is constant: its rounding would cost accuracy")
-        return NodePlan(activation=rule.activation, inputs=tuple(moving), output=True, rule=rule)
+            return NodePlan(reason=CONSTANT_OPERAND)
+        alone = self._fused(node, rule) is None
+        return NodePlan(activation=rule.activation, inputs=tuple(moving), output=alone, rule=rule)
 
     def _mover(self, node: Node) -> NodePlan | None:
         source = node.inputs[0].name if node.inputs else ""
@@ -202,16 +203,12 @@ class _Planner:
         reader = g.sole_consumer(self.graph, node.outputs[0])
         return reader if reader is not None and reader.op in rule.fuses else None
 
-    def _is_fused_into(self, node: Node, maker: Node) -> bool:
+    def _fusing_rule(self, node: Node, maker: Node) -> OpRule | None:
+        """The rule by which `maker` takes this activation function into its own kernel."""
         plan = self.ctx.plan.get(maker.name)
-        return (
-            plan is not None
-            and plan.rule is not None
-            and plan.activation is not None
-            and not self.exclude(node)
-            and maker.op in HEAVY
-            and self._fused(maker, plan.rule) is node
-        )
+        if plan is None or plan.rule is None or plan.activation is None or self.exclude(node):
+            return None
+        return plan.rule if self._fused(maker, plan.rule) is node else None
 
     def _leads_to_codes(self, tensor: g.gs.Tensor, depth: int = 0) -> bool:
         """Whether every reader of a tensor wants codes, directly or through what passes them on."""

@@ -36,7 +36,7 @@ from onnxq.qtype import (
     weight_scale,
 )
 
-WIDENINGS = 1 + np.arange(0, 33) / 32  # of a channel's scale: 2 is one bit less, where all pairs hold
+WIDENINGS = 1 + np.arange(17) / 16  # of a channel's scale: 2 is one bit less, where all pairs hold
 
 
 @dataclass(frozen=True)
