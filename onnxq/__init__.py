@@ -1,0 +1,51 @@
+"""onnxq quantizes ONNX models and proves the result by running it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxq.api import bench, inspect, quantize, validate
+    from onnxq.errors import OnnxqError
+    from onnxq.pipeline import Context, Pass, Pipeline, Result
+    from onnxq.qtype import QParams, QTensor, QType
+    from onnxq.recipe import load_recipe
+    from onnxq.report import Report
+    from onnxq.target import load_target
+
+_HOMES = {
+    "api": ("bench", "inspect", "quantize", "validate"),
+    "errors": ("OnnxqError",),
+    "pipeline": ("Context", "Pass", "Pipeline", "Result"),
+    "qtype": ("QParams", "QTensor", "QType"),
+    "recipe": ("load_recipe",),
+    "report": ("Report",),
+    "target": ("load_target",),
+}
+_HOME = {name: f"onnxq.{home}" for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Context",
+    "OnnxqError",
+    "Pass",
+    "Pipeline",
+    "QParams",
+    "QTensor",
+    "QType",
+    "Report",
+    "Result",
+    "bench",
+    "inspect",
+    "load_recipe",
+    "load_target",
+    "quantize",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `onnxq --help` should not load a runtime."""
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'onnxq' has no attribute {name!r}")

@@ -57,14 +57,11 @@ def load(source: str | Path | onnx.ModelProto) -> Graph:
 
 def to_proto(graph: Graph) -> onnx.ModelProto:
     """The ModelProto of a graph, metadata and doc string included."""
-    if graph.ir_version is not None:  # opset 13 and the types it brings need a newer format
-        graph.ir_version = max(graph.ir_version, minimum_ir_version(graph.opset))
     model = gs.export_onnx(graph)
-    shell = graph.__dict__.get(_CARRIED)
-    if shell is not None:
-        ir_version = model.ir_version
-        model.MergeFrom(shell)
-        model.ir_version = max(ir_version, shell.ir_version)
+    shell = graph.__dict__.get(_CARRIED, onnx.ModelProto())
+    model.MergeFrom(shell)
+    # A newer opset, and the types it brings, need a newer format.
+    model.ir_version = max(minimum_ir_version(graph.opset), shell.ir_version)
     model.producer_name, model.producer_version = "onnxq", ""
     return model
 

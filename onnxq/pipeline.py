@@ -106,10 +106,15 @@ class Pass(ABC):
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gives: the graph, and the report of how it came about."""
+    """What a run gives: the graph, the report of how it came about, and what the passes shared.
+
+    `prepared` is the graph as the plan was made for it: float still, names as in the report.
+    """
 
     graph: g.Graph
     report: Report
+    context: Context
+    prepared: g.Graph
 
     def to_proto(self) -> onnx.ModelProto:
         return g.to_proto(self.graph)
@@ -141,11 +146,14 @@ class Pipeline:
         """
         graph = g.copy(graph)
         ctx = Context(target, samples, options.pop("report", None) or Report(), **options)
+        prepared: g.Graph | None = None
         for number, step in enumerate(self.passes):
             started = time.perf_counter()
             ctx.progress(step.name, number, len(self.passes))
             self._measure(number, graph, ctx)
             changes = step.apply(graph, ctx)
+            if prepared is None and ctx.plan:
+                prepared = g.copy(graph)
             if not step.analysis:
                 _check(graph, step, self.names[:number])
             ctx.report.passes.append(
@@ -157,7 +165,7 @@ class Pipeline:
                     peak_mb=peak_mb(),
                 )
             )
-        return Result(graph, ctx.report)
+        return Result(graph, ctx.report, ctx, prepared or g.copy(graph))
 
     def _measure(self, number: int, graph: g.Graph, ctx: Context) -> None:
         """Stream the samples once for this pass and the analysis passes that follow it."""

@@ -59,7 +59,7 @@ class _Input(NamedTuple):
 
     @property
     def is_state(self) -> bool:
-        return self.is_a("state", "cache", "past")
+        return self.is_a("cache", "past") or (self.is_a("state") and not self.is_a("encoder"))
 
 
 def synthesize(
@@ -89,7 +89,7 @@ def synthesize(
     if any(_is_image(i) for i in inputs):
         kind = "images"
         feeds = _image_feeds(model, inputs, n, rng, path)
-    elif vocabularies and all(i.dtype.kind in "iub" or i.is_state for i in inputs):
+    elif vocabularies and all(_is_text(i) for i in inputs):
         kind = "tokens"
         feeds = _token_feeds(inputs, vocabularies, n, rng)
         if _predicts_next(session, inputs, vocabularies):
@@ -97,8 +97,13 @@ def synthesize(
             feeds = _written_feeds(session, inputs, vocabularies, _affordable(model, n), rng)
     else:
         feeds = _random_feeds(session, inputs, n, rng)
-    _run(session, feeds[0])
+    if any(np.isnan(y).any() for y in _run(session, feeds[0]) if _is_float(y)):
+        raise _impossible(ValueError("its output is not a number"))
     return feeds, kind
+
+
+def _is_float(y: object) -> bool:
+    return isinstance(y, np.ndarray) and y.dtype.kind == "f"
 
 
 def _session(model: onnx.ModelProto, path: Path | None) -> ort.InferenceSession:
@@ -137,7 +142,7 @@ def _filled(i: _Input, shape: tuple[int, ...], rng: np.random.Generator) -> NDAr
     """What an input gets that is neither image nor token ids."""
     if i.is_state:
         return np.zeros(shape, i.dtype)
-    if i.dtype.kind == "b" or (i.is_a("mask") and i.dtype.kind in "iu"):
+    if i.dtype.kind == "b" or i.is_a("mask"):
         return np.ones(shape, i.dtype)
     if i.is_a("position") and i.dtype.kind in "iu" and shape:
         return np.broadcast_to(np.arange(shape[-1], dtype=i.dtype), shape).copy()
@@ -167,8 +172,8 @@ def _random_feeds(
 
 
 def _is_image(i: _Input) -> bool:
-    """A float input of rank 4 with 1 or 3 channels and at least 8×8 pixels."""
-    if len(i.shape) != 4 or i.dtype.kind != "f" or i.is_state:
+    """A float or uint8 input of rank 4 with 1 or 3 channels and at least 8×8 pixels."""
+    if len(i.shape) != 4 or not (i.dtype.kind == "f" or i.dtype == np.uint8) or i.is_state:
         return False
     _, height, width = _layout(i)
     return min(height, width) >= 8 and (i.shape[1] in (1, 3) or i.shape[3] in (1, 3))
@@ -263,6 +268,8 @@ def _in_range(
     model: onnx.ModelProto, i: _Input, images: Floats, path: Path | None
 ) -> NDArray[np.floating[Any]]:
     """Standard images in the range of the input, as far as the model tells it."""
+    if i.dtype == np.uint8:
+        return np.clip(127.5 + 75 * images, 0, 255)
     found = _first_normalization(model, i.name, path)
     if found is None:
         return np.clip(images, -2.5, 2.5)
@@ -275,31 +282,34 @@ def _in_range(
         y = before.run(None, {i.name: x.astype(i.dtype)})[0]
         return np.asarray(y, np.float64).reshape(*y.shape[:2], -1)
 
+    step = i.shape[0] if isinstance(i.shape[0], int) else 1
+    ones = np.zeros((channels + 1, *images.shape[1:]), np.float32)
+    for channel in range(channels):
+        ones.swapaxes(1, axis)[channel + 1, channel] = 1
     try:
-        constants = np.zeros((channels + 1, *images.shape[1:]), np.float32)
-        for channel in range(channels):
-            constants.swapaxes(1, axis)[channel + 1, channel] = 1
-        step = i.shape[0] if isinstance(i.shape[0], int) else 1
-        flat = [response(np.repeat(c[None], step, 0)).mean((0, 2)) for c in constants]
+        flat = np.stack([response(np.repeat(image[None], step, 0))[0] for image in ones])
         x = np.concatenate(
             [response(images[k : k + step]) for k in range(0, min(len(images), 8), step)]
         )
     except Exception:  # the model is stranger than it looked
         return np.clip(images, -2.5, 2.5)
-    constant, gains = flat[0], np.stack(flat[1:], 1) - flat[0][:, None]  # (out,), (out, channels)
-    x = x - constant[:, None]
-    spread = x.var((0, 2))
-    alive = (variance > 1e-4 * np.median(variance)) & (spread > 0)
+    constant, x = flat[0], x - flat[0]  # (out, pixels): what borders add to a flat image counts too
+    channel_maps = flat[1:] - constant  # (channels, out, pixels)
+    alive = (variance > 1e-4 * np.median(variance)) & (x.var((0, 2)) > 0)
     if not alive.any():
         return np.clip(images, -2.5, 2.5)
-    gain = float(np.sqrt(np.median(variance[alive] / spread[alive])))
     weight = 1 / np.sqrt(variance[alive])
-    missing = (mean - constant - gain * x.mean((0, 2)))[alive] * weight
-    prior = 0.1 / gain * np.eye(channels)  # decides where the filters hardly see a constant
-    offset, *_ = np.linalg.lstsq(
-        np.concatenate([gains[alive] * weight[:, None], prior]),
-        np.concatenate([missing, np.zeros(channels)]),
-    )
+    columns = channel_maps.mean(2).T[alive] * weight[:, None]
+    offset = np.zeros(channels)
+    for _ in range(3):
+        borders = (constant + np.tensordot(offset, channel_maps, 1)).var(1)
+        left = np.maximum(variance - borders, 0.1 * variance)[alive]
+        gain = float(np.sqrt(np.median(left / x.var((0, 2))[alive])))
+        missing = (mean - constant.mean(1) - gain * x.mean((0, 2)))[alive] * weight
+        prior = 0.1 / gain * np.eye(channels)  # decides where the filters hardly see a constant
+        offset, *_ = np.linalg.lstsq(
+            np.concatenate([columns, prior]), np.concatenate([missing, np.zeros(channels)])
+        )
     shape = [channels if a == axis else 1 for a in range(4)]
     return np.asarray(gain * images + offset.reshape(shape), np.float32)
 
@@ -374,6 +384,10 @@ def _constants(
 
 
 # Text
+
+
+def _is_text(i: _Input) -> bool:
+    return i.dtype.kind in "iub" or i.is_state or i.is_a("mask")
 
 
 def _vocabulary(model: onnx.ModelProto, ids: str) -> int:

@@ -212,6 +212,18 @@ def layer_errors(
     return errors
 
 
+def shapes(graph: g.Graph, layers: Sequence[str], feed: Feed) -> dict[str, tuple[int, ...]]:
+    """Shapes of layers' outputs and first inputs, as they come out when the model runs."""
+    tensors = graph.tensors()
+    known = [tensors[name] for name in layers if name in tensors]
+    wanted = {t.name for t in known} | {
+        t.inputs[0].inputs[0].name for t in known if t.inputs and t.inputs[0].inputs
+    }
+    fetched = [n for n in wanted if tensors[n].inputs]
+    values = _session_with_outputs(graph, sorted(fetched)).run(feed) if fetched else {}
+    return {name: np.shape(value) for name, value in {**values, **feed}.items()}
+
+
 def _outputs(graph: g.Graph) -> list[str]:
     return [t.name for t in graph.outputs if t.dtype is None or np.dtype(t.dtype).kind == "f"]
 

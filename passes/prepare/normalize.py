@@ -108,7 +108,7 @@ def _fold_constant_input(graph: Graph, node: Node) -> bool:
     )  # fmt: skip
     lone.outputs = [lone.nodes[0].outputs[0]]
     model = gs.export_onnx(lone, do_type_check=False)
-    model.ir_version = max(model.ir_version, g.minimum_ir_version(graph.opset))
+    model.ir_version = g.minimum_ir_version(graph.opset)
     folded = Session(model, optimize=False).run({})[old.name]
     new = gs.Constant(old.name, folded)
     _replace_everywhere(old, new)

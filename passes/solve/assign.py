@@ -98,6 +98,7 @@ class _Planner:
         self.graph, self.ctx, self.form = graph, ctx, form
         self.include, self.exclude = include, exclude
         self.coded: set[str] = set()  # tensors that are handed on as codes
+        self.wanted = self._find_wanted()
 
     def run(self) -> None:
         for node in self.graph.nodes:
@@ -130,7 +131,7 @@ class _Planner:
         slots = (0,) if view else (0, 1)
         fused = self._fused(node, rule)
         hands_on_codes = rule.output == "quantized" or (
-            rule.output == "any" and self._leads_to_codes(node.outputs[0])
+            rule.output == "any" and node.outputs[0].name in self.wanted
         )
         return NodePlan(
             weight=rule.weight if view else None,
@@ -144,7 +145,7 @@ class _Planner:
         """Element-wise operators, pooling, activations."""
         maker = g.producer(node.inputs[0]) if node.inputs else None
         if maker is not None and (rule := self._fusing_rule(node, maker)) is not None:
-            codes = rule.output == "quantized" or self._leads_to_codes(node.outputs[0])
+            codes = rule.output == "quantized" or node.outputs[0].name in self.wanted
             return NodePlan(activation=rule.activation, output=codes, rule=rule) if codes else None
         rule = self.rule(node)
         if rule is None:
@@ -174,7 +175,7 @@ class _Planner:
         rule = self.ctx.target.rule(node, self.form)
         if rule is None:
             return None
-        if not any(self._leads_to_codes(t) for t in node.outputs):
+        if not any(t.name in self.wanted for t in node.outputs):
             return None
         return NodePlan(activation=rule.activation, inputs=(0,), output=True, rule=rule)
 
@@ -210,20 +211,23 @@ class _Planner:
             return None
         return plan.rule if self._fused(maker, plan.rule) is node else None
 
-    def _leads_to_codes(self, tensor: g.gs.Tensor, depth: int = 0) -> bool:
-        """Whether every reader of a tensor wants codes, directly or through what passes them on."""
-        if g.is_output(self.graph, tensor) or not tensor.outputs or depth > 16:
-            return False
-        for reader in tensor.outputs:
-            rule = self.rule(reader) if g.is_standard(reader) else None
-            if reader.op in HEAVY and rule is not None and rule.activation is not None:
-                continue
-            passes_on = rule is not None or reader.op in ("Relu", "Clip")
-            if not passes_on or not all(
-                self._leads_to_codes(t, depth + 1) for t in reader.outputs
-            ):
-                return False
-        return True
+    def _find_wanted(self) -> set[str]:
+        """Tensors whose every reader wants codes, directly or through what passes them on."""
+        wanted: set[str] = set()
+        for node in reversed(self.graph.nodes):
+            for tensor in node.outputs:
+                readers = tensor.outputs
+                if readers and not g.is_output(self.graph, tensor):
+                    if all(self._wants_codes(reader, wanted) for reader in readers):
+                        wanted.add(tensor.name)
+        return wanted
+
+    def _wants_codes(self, reader: Node, wanted: set[str]) -> bool:
+        rule = self.rule(reader) if g.is_standard(reader) else None
+        if reader.op in HEAVY:
+            return rule is not None and rule.activation is not None
+        passes_on = rule is not None or reader.op in ("Relu", "Clip")
+        return passes_on and all(t.name in wanted for t in reader.outputs)
 
 
 def _fork_shared_weights(graph: Graph, ctx: Context) -> None:
