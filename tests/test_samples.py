@@ -330,7 +330,8 @@ def test_cast_that_overflows_is_not_finite() -> None:
 def test_empty_sources(tmp_path: Path) -> None:
     np.savez(tmp_path / "empty.npz", image=rows(0))
     (tmp_path / "folder").mkdir()
-    for source in (tmp_path / "empty.npz", [], iter([]), {"image": rows(0)}):
+    sources: list[object] = [tmp_path / "empty.npz", [], iter(()), {"image": rows(0)}]
+    for source in sources:
         assert "holds no samples; give at least one" in refused(source)
     assert "holds no .npz file" in refused(tmp_path / "folder")
     assert "<lambda> gives no samples" in refused(lambda: [])

@@ -4,6 +4,11 @@
 
 ONNX Runtime fuses these standard operators into DynamicQuantizeMatMul and MatMulIntegerToFloat.
 Readers of one tensor share its DynamicQuantizeLinear.
+
+DynamicQuantizeLinear has one scale for the whole tensor, so that one token with a large activation
+makes all others coarse. With `per_row` each row is first divided by its largest magnitude,
+r_i = max_k |x_ik|, and the product multiplied by it again: a scale per row, as in ZeroQuant (Yao et
+al. 2022, §4.2), from standard operators, and the fused kernels stay.
 """
 
 from __future__ import annotations
@@ -24,12 +29,16 @@ from onnxq.qtype import QTensor
 
 @dataclass(frozen=True)
 class Dynamic(Pass):
-    """MatMul, Gemm and Conv on codes, with ranges of activations taken as they come."""
+    """MatMul, Gemm and Conv on codes, with ranges of activations taken as they come.
 
+    `per_row` gives each row of a MatMul's input a scale of its own (each token its own).
+    """
+
+    per_row: bool = True
     name: ClassVar[str] = "dynamic"
 
     def apply(self, graph: Graph, ctx: Context) -> int:
-        writer = _Writer(graph)
+        writer = _Writer(graph, self.per_row)
         changes = 0
         for node, _ in ctx.plan.quantized(graph):
             view = g.weight_view(node)
@@ -41,9 +50,10 @@ class Dynamic(Pass):
 
 
 class _Writer:
-    def __init__(self, graph: Graph) -> None:
-        self.graph, self.namer = graph, g.Namer(graph)
+    def __init__(self, graph: Graph, per_row: bool) -> None:
+        self.graph, self.namer, self.per_row = graph, g.Namer(graph), per_row
         self.quantized: dict[str, list[gs.Variable]] = {}
+        self.normalized: dict[str, tuple[gs.Variable, gs.Variable]] = {}
 
     def lower(self, node: Node, view: g.WeightView, q: QTensor) -> int:
         if node.op == "Gather":
@@ -61,6 +71,9 @@ class _Writer:
         x = node.inputs[0]
         if node.op == "Gemm" and node.attrs.get("transA", 0):
             x = self._emit(node, "Transpose", [x], perm=[1, 0])
+        rows: gs.Variable | None = None
+        if self.per_row and node.op == "MatMul":
+            x, rows = self._normalize_rows(node, x)
         codes, scale, zero = self._quantize(x)
         w = g.constant(self.namer(f"{view.tensor.name}_quantized"), weight)
         inputs: list[gs.Tensor] = [codes, w, zero]
@@ -74,6 +87,8 @@ class _Writer:
         unit_values = unit_values.reshape(-1, *tail) if unit_values.ndim else unit_values
         unit = g.constant(self.namer(f"{view.tensor.name}_scale"), unit_values)
         result = self._emit(node, "Mul", [real, self._emit(node, "Mul", [scale, unit])])
+        if rows is not None:
+            result = self._emit(node, "Mul", [result, rows])
         if bias is not None:
             if node.op == "Conv" or node.attrs.get("beta", 1.0) != 1.0:
                 beta = np.float32(node.attrs.get("beta", 1.0))
@@ -87,6 +102,20 @@ class _Writer:
         self.graph.nodes.remove(node)
         maker.outputs[0] = out
         return 1
+
+    def _normalize_rows(self, node: Node, x: gs.Tensor) -> tuple[gs.Variable, gs.Variable]:
+        """x divided by the largest magnitude of each row, and those magnitudes (…, 1)."""
+        if x.name not in self.normalized:
+            magnitude = self._emit(node, "Abs", [x])
+            if self.graph.opset < 18:  # where the axes became an input
+                largest = self._emit(node, "ReduceMax", [magnitude], axes=[-1])
+            else:
+                axes = g.constant(self.namer(f"{x.name}_axes"), np.array([-1]))
+                largest = self._emit(node, "ReduceMax", [magnitude, axes])
+            floor = g.constant(self.namer(f"{x.name}_floor"), np.float32(1e-30))
+            rows = self._emit(node, "Max", [largest, floor])
+            self.normalized[x.name] = (self._emit(node, "Div", [x, rows]), rows)
+        return self.normalized[x.name]
 
     def _quantize(self, x: gs.Tensor) -> list[gs.Variable]:
         if x.name not in self.quantized:
