@@ -363,6 +363,21 @@ def is_depthwise(node: Node) -> bool:
     return view is not None and node.op == "Conv" and view.groups > 1 and view.tensor.shape[1] == 1
 
 
+def clip_bounds(node: Node) -> tuple[float, float] | None:
+    """The constant bounds of a Relu or Clip, infinite where open; None for any other node."""
+    if node.op == "Relu" and is_standard(node):
+        return 0.0, math.inf
+    if node.op != "Clip" or not is_standard(node):
+        return None
+    bounds = [-math.inf, math.inf]
+    for slot, tensor in enumerate(node.inputs[1:3]):
+        if tensor.name and not is_constant(tensor):
+            return None
+        if tensor.name:
+            bounds[slot] = float(tensor.values)
+    return bounds[0], bounds[1]
+
+
 def input_channel_axis(node: Node) -> int:
     """The axis of a node's data input that holds the channels its weight's columns run over."""
     if node.op == "Gemm" and node.attrs.get("transA", 0):

@@ -7,7 +7,7 @@ tensor can be merged, so that runs can be split.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,14 @@ class Observer(Protocol):
     def result(self) -> Any: ...
 
 
+class Extremes(NamedTuple):
+    low: float
+    high: float
+
+
 @dataclass
 class MinMax:
-    """The smallest and the largest value: result() is (low, high), floats."""
+    """The smallest and the largest value."""
 
     low: float = np.inf
     high: float = -np.inf
@@ -40,8 +45,8 @@ class MinMax:
     def merge(self, other: MinMax) -> None:
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
-    def result(self) -> tuple[float, float]:
-        return (self.low, self.high) if self.low <= self.high else (0.0, 0.0)
+    def result(self) -> Extremes:
+        return Extremes(self.low, self.high) if self.low <= self.high else Extremes(0.0, 0.0)
 
 
 @dataclass

@@ -188,7 +188,6 @@ class Pipeline:
             graph,
             wanted,
             ctx.samples,
-            batch_statistics=ctx.batch_statistics if ctx.samples.synthesised else {},
             threads=ctx.threads,
             progress=lambda done, total: ctx.progress("calibrate", done, total),
         )

@@ -150,19 +150,8 @@ class _Writer:
 
 def saturation_does(node: Node, params: QParams) -> bool:
     """Whether clipping to the range of the codes does what this Relu or Clip does."""
-    if node.op not in ("Relu", "Clip") or not g.is_standard(node):
+    bounds = g.clip_bounds(node)
+    if bounds is None:
         return False
-    low, high = 0.0, np.inf
-    if node.op == "Clip":
-        bounds = [t for t in node.inputs[1:] if t.name]
-        if not all(g.is_constant(t) for t in bounds):
-            return False
-        slots = [float(t.values) if t.name else None for t in node.inputs[1:]]
-        given = dict(zip(("min", "max"), slots, strict=False))
-        first, second = given.get("min"), given.get("max")
-        low = -np.inf if first is None else first
-        high = np.inf if second is None else second
-    scale, zero, qtype = float(params.scale), int(params.zero), params.qtype
-    return bool(
-        np.rint(low / scale) + zero <= qtype.qmin and np.rint(high / scale) + zero >= qtype.qmax
-    )
+    low, high = (np.rint(bound / float(params.scale)) + int(params.zero) for bound in bounds)
+    return bool(low <= params.qtype.qmin and high >= params.qtype.qmax)

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.graph import Graph
-from onnxq.observe import Histogram, HistogramResult, MinMax, Observer
+from onnxq.observe import Extremes, Histogram, HistogramResult, MinMax, Observer
 from onnxq.passes.solve.assign import MOVERS
+from onnxq.passes.solve.trained import trained_draws
 from onnxq.pipeline import Context, Pass
 from onnxq.qtype import QParams, QType
 
@@ -42,24 +43,36 @@ class Calibrate(Pass):
 
     def observe(self, graph: Graph, ctx: Context) -> Mapping[str, Observer]:
         wanted = [n for n in activation_types(graph, ctx) if n not in ctx.activations]
-        return {n: MinMax() if self.method == "minmax" else Histogram() for n in wanted}
+        # Made-up samples excite less than real ones: their tails are not cut.
+        extremes = self.method == "minmax" or (ctx.samples is not None and ctx.samples.synthesised)
+        return {n: MinMax() if extremes else Histogram() for n in wanted}
 
     def apply(self, graph: Graph, ctx: Context) -> int:
         made = 0
         for name, qtype in activation_types(graph, ctx).items():
             if name not in ctx.activations:
-                ctx.activations[name] = QParams.from_range(*self.range(ctx.stats[name], qtype), qtype)
+                draws = trained_draws(graph, ctx, name)
+                seen = ctx.stats[name] if draws is None else histogram_of(draws)
+                low, high = self.range(seen, qtype)
+                ctx.activations[name] = QParams.from_range(low, high, qtype)
                 made += 1
         _share_along_movers(graph, ctx)
         return made
 
-    def range(self, seen: HistogramResult | tuple[float, float], qtype: QType) -> tuple[float, float]:
-        """The real range to represent, from a histogram or a pair of extremes."""
-        if isinstance(seen, tuple):
-            return seen
+    def range(self, seen: HistogramResult | Extremes, qtype: QType) -> tuple[float, float]:
+        """The real range to represent, from a histogram or from the extremes alone."""
+        if isinstance(seen, Extremes) or self.method == "minmax":
+            return seen.low, seen.high
         if self.method == "percentile":
             return percentile_range(seen, self.percentile)
         return search_range(seen, qtype, self.method)
+
+
+def histogram_of(draws: NDArray[np.float32]) -> HistogramResult:
+    seen = Histogram()
+    for part in np.array_split(draws, 16):
+        seen.update(part)
+    return seen.result()
 
 
 def activation_types(graph: Graph, ctx: Context) -> dict[str, QType]:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from onnxq import graph as g
 from onnxq.graph import Graph
 from onnxq.observe import Observer, SecondMoment
+from onnxq.passes.solve.trained import trained_draws
 from onnxq.pipeline import Context, Pass
 from onnxq.qtype import (
     Codes,
@@ -67,7 +68,9 @@ class RoundToNearest(Pass):
             key = f"{node.inputs[0].name}#square{g.input_channel_axis(node)}"
             importance = None
             if limit and key in ctx.stats:
-                importance = view.column_statistic(ctx.stats[key])
+                draws = trained_draws(graph, ctx, node.inputs[0].name)
+                square = ctx.stats[key] if draws is None else np.mean(draws.astype(float) ** 2, 0)
+                importance = view.column_statistic(square)
             ctx.weights[view.tensor.name] = round_to_nearest(
                 weight, plan.weight, pair_limit=limit, importance=importance
             )

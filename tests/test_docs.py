@@ -1,0 +1,144 @@
+"""README and CONTRIBUTING say what is so: their examples run, what they name exists."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"# ([\w.]+)(, continued)?$")
+
+
+def blocks(document: str, language: str) -> list[str]:
+    text = (ROOT / document).read_text("utf-8")
+    return [code for kind, code in BLOCK.findall(text) if kind == language]
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Run as a user would, with the installed onnxq and what `folder` holds."""
+    scripts = Path(sys.executable).parent
+    environment = os.environ | {
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+    }
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder with a copy of models/ in it."""
+    shutil.copytree(ROOT / "models", tmp_path / "models")
+    return tmp_path
+
+
+# ── CONTRIBUTING ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def examples(folder: Path) -> Path:
+    """CONTRIBUTING's examples as the files they say they are, installed by entry point."""
+    for code in blocks("CONTRIBUTING.md", "python") + blocks("CONTRIBUTING.md", "toml"):
+        named = FILE.match(code.partition("\n")[0])
+        assert named, f"an example without a file name:\n{code}"
+        with (folder / named[1]).open("a" if named[2] else "x", encoding="utf-8") as file:
+            file.write(code)
+    project = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
+    installed = folder / f"my_passes-{project['version']}.dist-info"
+    installed.mkdir()
+    header = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (installed / "METADATA").write_text(header, "utf-8")
+    rows = [f"{k} = {v}\n" for k, v in project["entry-points"]["onnxq.passes"].items()]
+    (installed / "entry_points.txt").write_text("[onnxq.passes]\n" + "".join(rows), "utf-8")
+    return folder
+
+
+def test_the_worked_example_runs_in_a_pipeline(examples: Path) -> None:
+    printed = run([sys.executable, "use_it.py"], examples)
+    assert re.search(r"^div-to-mul +[1-9]", printed, re.MULTILINE), printed
+    assert (examples / "encoder.int8.onnx").is_file()
+
+
+def test_the_worked_examples_own_tests_pass(examples: Path) -> None:
+    (examples / "pyproject.toml").unlink()  # pytest would look for its settings there
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_passes.py"]
+    assert "4 passed" in run(command, examples)
+
+
+def test_the_worked_example_is_found_by_entry_point(examples: Path) -> None:
+    code = (
+        "import onnxq; result = onnxq.quantize('models/encoder_classifier.onnx',"
+        " recipe='mine.toml', settings=['div-to-mul.exact=true'],"
+        " samples='models/encoder_classifier.calib.npz', limit=8, write=False);"
+        "print([s.settings for s in result.report.passes if s.name == 'div-to-mul'])"
+    )
+    assert "[{'exact': 'True'}]" in run([sys.executable, "-c", code], examples)
+
+
+# ── README ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def workplace(folder: Path) -> Path:
+    """The files that README's commands speak of, made of the digits model."""
+    shutil.copy(folder / "models/digits_cnn.onnx", folder / "model.onnx")
+    shutil.copy(folder / "models/digits_cnn.calib.npz", folder / "samples.npz")
+    return folder
+
+
+def test_readmes_python_runs(workplace: Path) -> None:
+    examples = blocks("README.md", "python")
+    assert examples
+    for number, code in enumerate(examples):
+        (workplace / f"example{number}.py").write_text(code, "utf-8")
+        run([sys.executable, f"example{number}.py"], workplace)
+
+
+def test_readmes_commands_run(workplace: Path) -> None:
+    commands = [code for code in blocks("README.md", "sh") if code.startswith("onnxq ")]
+    assert commands
+    for code in commands:
+        run(["bash", "-euo", "pipefail", "-c", code], workplace)
+
+
+@pytest.mark.parametrize("kind", ["presets", "targets"])
+def test_readme_has_every_preset_and_target(kind: str) -> None:
+    shipped = {path.stem for path in (ROOT / "onnxq" / kind).glob("*.toml")}
+    text = (ROOT / "README.md").read_text("utf-8")
+    section = re.search(rf"^## {kind}\n(.*?)^## ", text, re.MULTILINE | re.DOTALL | re.IGNORECASE)
+    assert section
+    assert {name for name in re.findall(r"^\| `([\w-]+)` \|", section[1], re.MULTILINE)} == (
+        shipped | ({"auto"} if kind == "targets" else set())
+    )
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "models/README.md"])
+def test_what_a_document_links_to_is_there(document: str) -> None:
+    text = (ROOT / document).read_text("utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    files = re.findall(r"`((?:\./)?(?:[\w.-]+/)+[\w.-]*)`", text)
+    missing = [name for name in links + files if not (ROOT / document).parent.joinpath(name).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("script", ["scripts/quickstart", "scripts/test", "scripts/lint", ".ci/run"])
+def test_a_script_can_be_run(script: str) -> None:
+    assert os.access(ROOT / script, os.X_OK)
+    subprocess.run(["bash", "-n", ROOT / script], check=True)
+
+
+def test_every_built_in_pass_is_registered() -> None:
+    from onnxq import passes
+
+    registered = {
+        entry.load() for entry in metadata.entry_points(group="onnxq.passes")
+    }
+    assert {getattr(passes, name) for name in passes.__all__} <= registered
