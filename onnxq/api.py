@@ -32,6 +32,12 @@ from onnxq.target import Target, cpu_flags, load_target
 VERIFICATION_SAMPLES = 16  # at most; enough to tell models apart, few enough to stay quick
 LAYER_SAMPLES = 2  # every layer is run apart on each of them
 SYNTHETIC_SAMPLES = 32
+MADE_UP = {
+    "images": "made-up images",
+    "language model": "text that the model wrote itself",
+    "tokens": "random tokens",
+    "random": "random numbers",
+}
 
 Source = Any  # a path, "module:function", a dict of arrays, a list of feeds, an iterable, None
 
@@ -130,10 +136,10 @@ def _samples(
     if source is None:
         made, kind = synthesize(_loaded(path), n=SYNTHETIC_SAMPLES, seed=seed, path=path)
         report.warn(
-            f"no samples given: calibrated and compared on {kind} made up from the model; "
-            "give real ones with --data, they decide the accuracy"
+            f"no samples given: calibrated and compared on {MADE_UP[kind]}; give real ones with "
+            "--data: they decide the accuracy"
         )
-        drawn = open_samples(made, specs, synthesised=True, name=f"made-up samples ({kind})")
+        drawn = open_samples(made, specs, synthesised=True, name=MADE_UP[kind])
         kept = max(1, len(made) - max(1, len(made) // 5))
         report.verification_unseen = kept < len(made)
         return drawn.slice(0, kept), drawn.slice(kept if kept < len(made) else 0, None)
@@ -197,6 +203,11 @@ def plan_layers(original: g.Graph, result: Result, report: Report) -> None:
     left = {record.name: record for record in report.layers}
     context = result.context
     report.layers = []
+    report.parameters = sum(
+        math.prod(t.shape)
+        for t in g.constants(result.prepared)
+        if np.dtype(t.dtype).kind == "f" and len(t.shape) >= 1
+    )
     for node in g.walk(result.prepared):
         record = left.get(node.name)
         plan = context.plan.get(node.name)
@@ -367,8 +378,8 @@ def validate(
     specs = input_specs(load_proto(reference))
     if samples is None:
         feeds, kind = synthesize(_loaded(Path(reference)), n=8, seed=seed, path=Path(reference))
-        report.warn(f"no samples given: compared on {kind} made up from the model")
-        report.samples = f"{len(feeds)} made-up samples ({kind})"
+        report.warn(f"no samples given: compared on {MADE_UP[kind]}")
+        report.samples = f"{len(feeds)} × {MADE_UP[kind]}"
         drawn = open_samples(feeds, specs)
     else:
         drawn = open_samples(samples, specs, batch_size=batch_size, limit=limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from copy import copy as shallow_copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,17 @@ def constant(name: str, values: Array) -> gs.Constant:
     return gs.Constant(name, np.asarray(values, order="C"))
 
 
+def renamed(tensor: gs.Constant, name: str) -> gs.Constant:
+    """The same values under another name; a lazy tensor's proto carries the name, so it is copied."""
+    values = tensor._values
+    if isinstance(values, gs.ir.tensor.LazyValues):
+        values = shallow_copy(values)
+        proto = onnx.TensorProto()
+        proto.CopyFrom(values.tensor)
+        values.tensor = proto
+    return gs.Constant(name, values)
+
+
 def replace_input(node: Node, old: gs.Tensor, new: gs.Tensor) -> None:
     """Make one node read `new` wherever it read `old`."""
     for slot, tensor in enumerate(node.inputs):
@@ -229,7 +241,8 @@ def bypass(graph: Graph, node: Node) -> bool:
     source, target = node.inputs[0], node.outputs[0]
     if is_output(graph, target):
         maker = producer(source)
-        if maker is None or is_output(graph, source) or is_constant(source):
+        ours = maker is not None and any(maker is other for other in graph.nodes)
+        if maker is None or not ours or is_output(graph, source) or is_constant(source):
             return False
         # The output keeps its name: the producer writes it, other readers follow.
         maker.outputs[maker.outputs.index(source)] = target

@@ -73,6 +73,7 @@ class Report:
     verification_samples: int = 0
     verification_unseen: bool = False
     optimizations_sqnr_db: float | None = None
+    parameters: int = 0
     float_bytes: int = 0
     quantized_bytes: int = 0
     float_latency: Latency | None = None
@@ -100,6 +101,8 @@ class Report:
     def share(self, what: str) -> float | None:
         """The share of `parameters` or `macs` in layers that are quantized."""
         total = sum(getattr(layer, what) for layer in self.layers)
+        if what == "parameters":  # those of no layer count too: they stay float
+            total = max(total, self.parameters)
         if not total:
             return None
         done = sum(getattr(layer, what) for layer in self.layers if layer.form != "float")

@@ -62,8 +62,9 @@ class Target:
 
     def why_float(self, node: gs.Node, form: Form) -> str:
         """Why no rule takes this node, for the report."""
-        if reason := self.left_float.get(node.op):
-            return reason
+        for key in (f"{form} {node.op}", node.op):
+            if reason := self.left_float.get(key):
+                return reason
         if any(r.form == form for r in self.ops.get(node.op, ())):
             return f"{self.name} has a rule for {node.op}, but not of this shape"
         return f"{self.name} has no {form} integer form of {node.op}"

@@ -255,7 +255,7 @@ def _attach(shadow: g.Graph, name: str, piece: list[gs.Node], namer: g.Namer) ->
         if tensor.name in made:
             return made[tensor.name]
         if g.is_constant(tensor):
-            return gs.Constant(namer(f"{tensor.name}_shadow"), tensor._values)
+            return g.renamed(tensor, namer(f"{tensor.name}_shadow"))
         return here[tensor.name] if tensor.name else gs.Variable.empty()
 
     for node in piece:

@@ -59,7 +59,7 @@ def _constant_to_initializer(graph: Graph, node: Node) -> bool:
         return False
     value = node.attrs.get("value")
     if isinstance(value, gs.Constant):
-        new = gs.Constant(old.name, value._values)
+        new = g.renamed(value, old.name)
     else:
         key = next((k for k in ("value_float", "value_int", "value_floats", "value_ints")
                     if k in node.attrs), None)

@@ -53,10 +53,13 @@ class Assign(Pass):
         planner.run()
         done = len(ctx.plan.quantized(graph))
         if not done:
-            reasons = sorted({p.reason for p in ctx.plan.values() if p.reason})
+            heavy = [ctx.plan[n.name].reason for n in graph.nodes if n.op in HEAVY and n.name in ctx.plan]
+            reasons = list(dict.fromkeys(reason for reason in heavy if reason))
+            other = "; try --preset int8-static" if self.form == "dynamic" else ""
             raise OnnxqError(
                 "nothing in this model can be quantized: "
                 + ("; ".join(reasons[:3]) if reasons else "it has no operator with weights")
+                + other
             )
         _fork_shared_weights(graph, ctx)
         return done
@@ -198,6 +201,8 @@ class _Planner:
             return "not among the included"
         if node.op == "Gather" and g.weight_view(node) is None:
             return ""
+        if self.form == "dynamic" and node.op == "MatMul" and g.weight_view(node) is None:
+            return "a product of two activations: dynamic quantization needs a constant weight"
         return self.ctx.target.why_float(node, self.form)
 
     def _fused(self, node: Node, rule: OpRule) -> Node | None:
@@ -242,7 +247,7 @@ def _fork_shared_weights(graph: Graph, ctx: Context) -> None:
         way = (view.axis, node.op == "Gather", view.groups, plan.weight, rule and rule.pair_limit)
         known = ways.setdefault(view.tensor.name, {})
         if known and way not in known:
-            fork = g.constant(namer(f"{view.tensor.name}_fork"), view.tensor.values)
+            fork = g.renamed(view.tensor, namer(f"{view.tensor.name}_fork"))
             node.inputs[view.slot] = known[way] = fork
         else:
             known.setdefault(way, view.tensor)
