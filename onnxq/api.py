@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +32,7 @@ from onnxq.target import Target, cpu_flags, load_target
 
 VERIFICATION_SAMPLES = 16  # at most; enough to tell models apart, few enough to stay quick
 LAYER_SAMPLES = 2  # every layer is run apart on each of them
+IN_BODY = "inside the body of a control-flow operator, which stays float"
 SYNTHETIC_SAMPLES = 32
 MADE_UP = {
     "images": "made-up images",
@@ -113,6 +115,8 @@ def _check_paths(model: Path, output: Path) -> None:
         raise OnnxqError(f"there is no model {str(model)!r}")
     if output.exists() and output.samefile(model):
         raise OnnxqError("the output would replace the input; choose another --output")
+    if output.is_dir():
+        raise OnnxqError(f"the output {str(output)!r} is a folder; name a file")
     if not output.absolute().parent.is_dir():
         raise OnnxqError(f"there is no folder {str(output.absolute().parent)!r} to write to")
     if not os.access(output.absolute().parent, os.W_OK):
@@ -215,7 +219,7 @@ def plan_layers(original: g.Graph, result: Result, report: Report) -> None:
             continue
         if node.op == "Gather" and g.weight_view(node) is None:
             continue
-        form, reason = "float", record.reason if record else "not in the plan"
+        form, reason = "float", record.reason if record else IN_BODY
         if plan is not None and plan.quantized:
             formats = [f"w {plan.weight}"] if plan.weight else []
             formats += [f"a {plan.activation}"] if plan.activation else []
@@ -348,7 +352,7 @@ def _finish(result: Result, place: Path, report: Report, write: bool) -> None:
     if write:
         report.quantized_bytes = result.save(str(place))
     else:
-        report.quantized_bytes = result.to_proto().ByteSize()
+        report.quantized_bytes = len(result.to_proto().SerializeToString())
     if not report.verified:
         report.warn("not verified: the model was neither run nor compared (--no-verify)")
 
@@ -428,6 +432,7 @@ def inspect(model: str | Path, *, target: str = "cpu", form: str = "static") -> 
         environment=_environment(path, 0),
     )  # fmt: skip
     original = g.load(path)
+    report.operators = dict(Counter(node.op for node in g.walk(original)))
     steps = [Normalize(), FoldBatchNorm(), Assign(form=form)]  # type: ignore[arg-type]
     try:
         result = Pipeline(steps).run(original, None, device, report=report)

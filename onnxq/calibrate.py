@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import onnx
 
 from onnxq import graph as g
@@ -43,13 +42,14 @@ def observe(
         progress(done, total)
         values = (session.run(feed, fetched) if fetched else {}) | feed
         for key, observer in observers.items():
-            value = values[key.split("#")[0]]
-            if not np.isfinite(value.sum()) and not np.isfinite(value).all():
+            name = key.split("#")[0]
+            try:
+                observer.update(values[name])
+            except FloatingPointError:
                 raise OnnxqError(
-                    f"sample {done} makes {key.split('#')[0]!r} NaN or infinite; "
-                    "leave that sample out, or check its preprocessing"
-                )
-            observer.update(value)
+                    f"sample {done} makes {name!r} NaN or infinite; leave that sample out, or "
+                    "check its preprocessing"
+                ) from None
     progress(total, total)
     return {key: observer.result() for key, observer in observers.items()}
 

@@ -1,11 +1,12 @@
 """What to remember of a tensor while samples stream by. Memory does not grow with the samples.
 
 An observer is updated with one tensor at a time, of any shape, and two observers of the same
-tensor can be merged, so that runs can be split.
+tensor can be merged, so that runs can be split. `update` raises FloatingPointError for NaN or Inf.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -38,9 +39,12 @@ class MinMax:
     high: float = -np.inf
 
     def update(self, x: Array) -> None:
-        if x.size:
-            self.low = min(self.low, float(x.min()))
-            self.high = max(self.high, float(x.max()))
+        if not x.size:
+            return
+        low, high = float(x.min()), float(x.max())
+        if not math.isfinite(high - low):
+            raise FloatingPointError("NaN or infinite")
+        self.low, self.high = min(self.low, low), max(self.high, high)
 
     def merge(self, other: MinMax) -> None:
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
@@ -115,27 +119,40 @@ class Histogram:
         return HistogramResult(self.counts, self.limit or 1.0, low, high)
 
 
+class ChannelMoments(NamedTuple):
+    """Mean and variance of each channel, (channels,) float64."""
+
+    mean: NDArray[np.float64]
+    variance: NDArray[np.float64]
+
+
 @dataclass
-class SecondMoment:
-    """The mean square of each channel along `axis`: result() is (channels,) float64."""
+class Moments:
+    """Mean and variance of each channel along `axis`; of large tensors a strided subsample."""
 
     axis: int
     total: NDArray[np.float64] | float = 0.0
+    squares: NDArray[np.float64] | float = 0.0
     count: int = 0
 
     def update(self, x: Array) -> None:
+        if not x.size:
+            return
         axis = self.axis % x.ndim
         rows = x.shape[axis]
-        if rows == 0 or x.size == 0:
-            return
-        letters = "abcdefgh"[: x.ndim]
-        sums = np.einsum(f"{letters},{letters}->{letters[axis]}", x, x, dtype=x.dtype)
-        self.total = self.total + sums.astype(np.float64)
-        self.count += x.size // rows
+        view = x.reshape(math.prod(x.shape[:axis]), rows, -1)  # (before, channels, after)
+        stride = max(1, x.size // _SUBSAMPLE)
+        view = view[:, :, ::stride] if view.shape[2] > stride else view[::stride]
+        view = np.ascontiguousarray(view)
+        self.total = self.total + view.sum(axis=(0, 2), dtype=np.float64)
+        self.squares = self.squares + np.square(view).sum(axis=(0, 2), dtype=np.float64)
+        self.count += view.size // rows
 
-    def merge(self, other: SecondMoment) -> None:
-        self.total = self.total + other.total
+    def merge(self, other: Moments) -> None:
+        self.total, self.squares = self.total + other.total, self.squares + other.squares
         self.count += other.count
 
-    def result(self) -> NDArray[np.float64]:
-        return np.atleast_1d(self.total) / max(self.count, 1)
+    def result(self) -> ChannelMoments:
+        mean = np.atleast_1d(self.total) / max(self.count, 1)
+        square = np.atleast_1d(self.squares) / max(self.count, 1)
+        return ChannelMoments(mean, np.maximum(square - mean**2, 0))

@@ -67,6 +67,7 @@ class Report:
     recipe: str = ""
     samples: str = ""
     verified: bool = False
+    operators: dict[str, int] = field(default_factory=dict)
     passes: list[PassRecord] = field(default_factory=list)
     layers: list[LayerRecord] = field(default_factory=list)
     outputs: list[OutputRecord] = field(default_factory=list)

@@ -59,8 +59,9 @@ class Session:
     def _source(self, model: str | Path | onnx.ModelProto) -> str | bytes:
         if not isinstance(model, onnx.ModelProto):
             return str(model)
-        external = any(t.external_data for t in model.graph.initializer)
-        if not external and model.ByteSize() < _SERIALIZE_LIMIT:
+        tensors = model.graph.initializer
+        external = any(t.external_data for t in tensors)
+        if not external and sum(len(t.raw_data) for t in tensors) < _SERIALIZE_LIMIT:
             return bytes(model.SerializeToString())
         self._scratch = tempfile.TemporaryDirectory(prefix="onnxq-")
         path = Path(self._scratch.name) / "model.onnx"

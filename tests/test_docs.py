@@ -115,9 +115,8 @@ def test_readme_has_every_preset_and_target(kind: str) -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     section = re.search(rf"^## {kind}\n(.*?)^## ", text, re.MULTILINE | re.DOTALL | re.IGNORECASE)
     assert section
-    assert {name for name in re.findall(r"^\| `([\w-]+)` \|", section[1], re.MULTILINE)} == (
-        shipped | ({"auto"} if kind == "targets" else set())
-    )
+    listed = set(re.findall(r"^\| `([\w-]+)` \|", section[1], re.MULTILINE))
+    assert listed == shipped | ({"auto"} if kind == "targets" else set())
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "models/README.md"])
@@ -125,11 +124,14 @@ def test_what_a_document_links_to_is_there(document: str) -> None:
     text = (ROOT / document).read_text("utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     files = re.findall(r"`((?:\./)?(?:[\w.-]+/)+[\w.-]*)`", text)
-    missing = [name for name in links + files if not (ROOT / document).parent.joinpath(name).exists()]
+    folder = (ROOT / document).parent
+    missing = [name for name in links + files if not (folder / name).exists()]
     assert not missing
 
 
-@pytest.mark.parametrize("script", ["scripts/quickstart", "scripts/test", "scripts/lint", ".ci/run"])
+@pytest.mark.parametrize(
+    "script", ["scripts/quickstart", "scripts/test", "scripts/lint", ".ci/run"]
+)
 def test_a_script_can_be_run(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK)
     subprocess.run(["bash", "-n", ROOT / script], check=True)
@@ -138,7 +140,5 @@ def test_a_script_can_be_run(script: str) -> None:
 def test_every_built_in_pass_is_registered() -> None:
     from onnxq import passes
 
-    registered = {
-        entry.load() for entry in metadata.entry_points(group="onnxq.passes")
-    }
+    registered = {entry.load() for entry in metadata.entry_points(group="onnxq.passes")}
     assert {getattr(passes, name) for name in passes.__all__} <= registered

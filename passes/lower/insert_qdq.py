@@ -66,9 +66,7 @@ class _Writer:
         for node, plan in self.ctx.plan.quantized(self.graph):
             for slot in plan.inputs:
                 tensor = node.inputs[slot]
-                if tensor.name in self.ctx.activations and tensor is not self.dequantized.get(
-                    tensor.name
-                ):
+                if tensor.name in self.ctx.activations and not _is_dequantized(tensor):
                     node.inputs[slot] = self._pair(tensor)
                     changes += 1
         return changes
@@ -77,8 +75,10 @@ class _Writer:
         if tensor.name not in self.ctx.activations or tensor.name in self.dequantized:
             return 0
         params = self.ctx.activations[tensor.name]
-        readers = list(tensor.outputs)
+        readers = [reader for reader in tensor.outputs if reader.op != "QuantizeLinear"]
         maker = tensor.inputs[0]
+        if not readers and not g.is_output(self.graph, tensor):
+            return 0  # written down already
         if saturation_does(maker, params):
             raw = maker.inputs[0]
             maker.inputs.clear()
@@ -146,6 +146,11 @@ class _Writer:
         self, op: str, name: str, inputs: list[object], out: gs.Variable, attrs: dict[str, int]
     ) -> None:
         self.graph.nodes.append(gs.Node(op, self.namer(f"{name}_{op}"), attrs, inputs, [out]))
+
+
+def _is_dequantized(tensor: gs.Tensor) -> bool:
+    maker = g.producer(tensor)
+    return maker is not None and maker.op == "DequantizeLinear"
 
 
 def saturation_does(node: Node, params: QParams) -> bool:

@@ -26,7 +26,7 @@ from onnxq.pipeline import Context, Pass
 from onnxq.qtype import QParams, QType
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
-CANDIDATES = 100
+CANDIDATES = 40
 
 
 @dataclass(frozen=True)

@@ -8,24 +8,25 @@ in 16 bits, which saturate at 2¹⁵ − 1. With activations up to 255 a sum of 
 long as |c_k + c_k+1| ≤ 128 for neighbours of one sign. Where rounding breaks that, there are two
 ways out: take the excess off the pair, which costs those two weights much, or widen the channel's
 scale until no pair breaks it, which costs every weight a little. Between the two lies the best
-scale, found per channel by the error that the layer's output will see,
+scale, found per channel by the error that the layer's output will see, dᵀHd for d = w − ŵ, with
+H = E[xxᵀ] taken as diag(σ²) + μμᵀ: inputs vary independently around their means,
 
-    E = Σ_k m_k (w_k − ŵ_k)²,   m_k = E[x_k²] of the inputs.
+    E = Σ_k σ_k² d_k² + (Σ_k μ_k d_k)².
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxq import graph as g
 from onnxq.graph import Graph
-from onnxq.observe import Observer, SecondMoment
-from onnxq.passes.solve.trained import trained_draws
+from onnxq.observe import ChannelMoments, Moments, Observer
+from onnxq.passes.solve.trained import trained_moments
 from onnxq.pipeline import Context, Pass
 from onnxq.qtype import (
     Codes,
@@ -37,7 +38,8 @@ from onnxq.qtype import (
     weight_scale,
 )
 
-WIDENINGS = 1 + np.arange(17) / 16  # of a channel's scale: 2 is one bit less, where all pairs hold
+BLOCK = 1 << 15  # weights searched at a time
+WIDENINGS = np.linspace(0.9, 127 / 64, 70)  # of a channel's scale: at the last one all pairs hold
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,9 @@ class RoundToNearest(Pass):
         if ctx.samples is None:
             return {}
         return {
-            f"{node.inputs[0].name}#square{axis}": SecondMoment(axis)
+            f"{node.inputs[0].name}#moments{axis}": Moments(axis)
             for node, plan in ctx.plan.quantized(graph)
-            if plan.weight and plan.rule and plan.rule.pair_limit
+            if plan.weight and plan.activation
             for axis in (g.input_channel_axis(node),)
         }
 
@@ -65,14 +67,13 @@ class RoundToNearest(Pass):
                 continue
             weight = view.matrix()
             limit = plan.rule.pair_limit if plan.rule else None
-            key = f"{node.inputs[0].name}#square{g.input_channel_axis(node)}"
-            importance = None
-            if limit and key in ctx.stats:
-                draws = trained_draws(graph, ctx, node.inputs[0].name)
-                square = ctx.stats[key] if draws is None else np.mean(draws.astype(float) ** 2, 0)
-                importance = view.column_statistic(square)
+            key = f"{node.inputs[0].name}#moments{g.input_channel_axis(node)}"
+            moments = None
+            if key in ctx.stats:
+                moments = trained_moments(graph, ctx, node.inputs[0].name) or ctx.stats[key]
+                moments = ChannelMoments(*(view.column_statistic(a) for a in moments))
             ctx.weights[view.tensor.name] = round_to_nearest(
-                weight, plan.weight, pair_limit=limit, importance=importance
+                weight, plan.weight, pair_limit=limit, moments=moments
             )
             made += 1
         return made
@@ -83,62 +84,89 @@ def round_to_nearest(
     qtype: QType,
     *,
     pair_limit: int | None = None,
-    importance: NDArray[Any] | None = None,
+    moments: ChannelMoments | None = None,
 ) -> QTensor:
     """Codes of a weight (out, in).
 
     `pair_limit` bounds |c_2i + c_2i+1|; it needs a symmetric signed format with one scale per tensor
-    or channel. `importance` is m above, broadcastable to (out, in); without it all inputs count
-    alike. Raises ValueError where the bound cannot be kept.
+    or channel. `moments` are μ and σ² above, broadcastable to (out, in); without them all inputs
+    count alike. Raises ValueError where the bound cannot be kept.
     """
-    if pair_limit is None:
+    if pair_limit is None and (moments is None or (qtype.group or -1) > 0 or not qtype.symmetric):
         return quantize_weight(weight, *weight_scale(weight, qtype), qtype)
     if not (qtype.signed and qtype.symmetric) or (qtype.group or -1) > 0:
         raise ValueError(f"no pair-safe rounding for {qtype}: it needs one symmetric signed scale")
-    m = np.ones((1, weight.shape[1])) if importance is None else np.asarray(importance, np.float64)
-    m = m + 1e-6 * m.mean() + np.finfo(np.float32).tiny  # a dead input still prefers small errors
+    mean, variance = (
+        np.broadcast_to(a, weight.shape)
+        for a in moments or ChannelMoments(np.zeros((1, 1)), np.ones((1, 1)))
+    )
+    if qtype.group is None:
+        return search_scale(weight, qtype, pair_limit, ChannelMoments(mean, variance))
+    found = [  # channels are independent; a few at a time stay in the cache
+        search_scale(weight[part], qtype, pair_limit, ChannelMoments(mean[part], variance[part]))
+        for part in np.array_split(np.arange(len(weight)), -(-weight.size // BLOCK))
+    ]
+    codes, scale, zero = (
+        np.concatenate([getattr(q, a) for q in found]) for a in ("codes", "scale", "zero")
+    )
+    return QTensor(codes, scale, zero, qtype)
+
+
+def search_scale(
+    weight: Floats, qtype: QType, pair_limit: int | None, moments: ChannelMoments
+) -> QTensor:
+    """The scale of least E, per tensor or channel, among widenings of the range's own."""
+    mean, variance = moments
+    square = mean**2 + variance
+    square = square + 1e-6 * square.mean() + np.finfo(np.float32).tiny  # dead inputs count a little
     base, zero = weight_scale(weight, qtype)
-    best_error: NDArray[np.float64] | None = None
+    axis = None if qtype.group is None else 1
+    best_error, best_scale = np.full(base.shape, np.inf), base
+    best_codes = np.zeros(weight.shape)
     for widening in WIDENINGS:
         scale = (base * np.float32(widening)).astype(np.float32)
-        codes = quantize_weight(weight, scale, zero, qtype).codes
-        codes = hold_pairs(codes, weight / spread(scale, weight.shape), m, pair_limit)
-        gap = weight - codes * spread(scale, weight.shape)
-        error = np.sum(m * gap**2, axis=None if qtype.group is None else 1)
-        if best_error is None:
-            best_error, best_scale, best_codes = error, scale, codes
-            continue
+        unit = spread(scale, weight.shape)
+        real = weight / unit + qtype.middle
+        codes = np.clip(np.rint(real), qtype.qmin, qtype.qmax)
+        if pair_limit is not None:
+            codes = hold_pairs(codes, real, square, pair_limit)
+        d = weight - (codes - qtype.middle) * unit
+        shift = np.sum(mean * d, axis=1) ** 2
+        error = np.sum(variance * d**2, axis=axis) + (shift.sum() if axis is None else shift)
         better = error < best_error
         best_error = np.where(better, error, best_error)
         best_scale = np.where(better, scale, best_scale)
-        best_codes = np.where(spread(better, weight.shape), codes, best_codes)
-    return QTensor(best_codes, best_scale, zero, qtype)
+        np.copyto(best_codes, codes, where=spread(better, weight.shape))
+    return QTensor(best_codes.astype(qtype.dtype), best_scale, zero, qtype)
 
 
-def hold_pairs(codes: Codes, real: Floats, m: NDArray[Any], limit: int) -> Codes:
+def hold_pairs(codes: Floats, real: Floats, square: Floats, limit: int) -> Floats:
     """The nearest codes (out, in) under |c_2i + c_2i+1| ≤ limit.
 
     `real` are the weights in units of the scale. Of a broken pair the excess is shared so that
-    m₀d₀² + m₁d₁² is least: the input that matters less gives way more.
+    q₀d₀² + q₁d₁² is least, q = E[x²]: the input that matters less gives way more.
     """
-    out, columns = codes.shape
-    odd = columns % 2
-    c = np.pad(codes.astype(np.int32), ((0, 0), (0, odd))).reshape(out, -1, 2)
-    w = np.pad(np.asarray(real, np.float64), ((0, 0), (0, odd))).reshape(out, -1, 2)
-    m = np.pad(np.broadcast_to(m, codes.shape), ((0, 0), (0, odd))).reshape(out, -1, 2)
-    sign = np.sign(c.sum(axis=2))
-    broken = np.abs(c.sum(axis=2)) > limit
-    excess = (np.abs(w.sum(axis=2)) - limit)[broken]
-    weights = m[broken]
-    share = weights[:, 1] / np.maximum(weights.sum(axis=1), np.finfo(np.float64).tiny)
-    magnitude = np.abs(w[broken])
-    first = np.clip(np.rint(magnitude[:, 0] - excess * share), limit - 127, 127)
-    pair = np.stack([first, limit - first], axis=1)
-    c[broken] = (sign[broken][:, None] * pair).astype(np.int32)
-    return c.reshape(out, -1)[:, :columns].astype(codes.dtype)
+    even = codes.shape[1] // 2 * 2  # an odd last column has no partner
+    first, second = codes[:, 0:even:2], codes[:, 1:even:2]
+    row, pair = np.nonzero(np.abs(first + second) > limit)
+    sign = np.sign(first[row, pair])
+    left, right = (np.abs(real[row, 2 * pair + k]) for k in (0, 1))
+    square = np.broadcast_to(square, codes.shape)
+    q0, q1 = (square[row, 2 * pair + k] for k in (0, 1))
+    excess = left + right - limit
+    kept = np.clip(np.rint(left - excess * q1 / (q0 + q1)), limit - 127, 127)
+    held = codes.copy()
+    held[row, 2 * pair] = sign * kept
+    held[row, 2 * pair + 1] = sign * (limit - kept)
+    return held
+
+
+def pair_sums(codes: Codes) -> NDArray[np.int32]:
+    """|c_2i + c_2i+1| (out, ⌈in/2⌉) of codes (out, in)."""
+    wide = np.pad(codes.astype(np.int32), ((0, 0), (0, codes.shape[1] % 2)))
+    return np.abs(wide[:, 0::2] + wide[:, 1::2])
 
 
 def worst_pair(tensor: QTensor) -> int:
-    """max |c_2i + c_2i+1| over a quantized weight: what a pair of activations can be asked to add."""
-    codes = np.pad(tensor.codes.astype(np.int32), ((0, 0), (0, tensor.codes.shape[1] % 2)))
-    return int(np.abs(codes.reshape(len(codes), -1, 2).sum(axis=2)).max(initial=0))
+    """max |c_2i + c_2i+1| of a quantized weight: what a pair of activations can be asked to add."""
+    return int(pair_sums(tensor.codes).max(initial=0))

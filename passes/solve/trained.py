@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.graph import Graph, clip_bounds, producer
+from onnxq.observe import ChannelMoments
 from onnxq.pipeline import Context
 
 DRAWS = 1 << 20  # in all channels together: enough for the tails that a percentile cuts
@@ -34,3 +35,11 @@ def trained_draws(graph: Graph, ctx: Context, name: str) -> NDArray[np.float32] 
     mean, deviation = ctx.batch_statistics[tensor.name]
     normal = np.random.default_rng(0).standard_normal((DRAWS // len(mean) + 1, len(mean)))
     return np.clip(mean + deviation * normal, low, high).astype(np.float32)
+
+
+def trained_moments(graph: Graph, ctx: Context, name: str) -> ChannelMoments | None:
+    """Mean and variance of each channel in training; None as above."""
+    draws = trained_draws(graph, ctx, name)
+    if draws is None:
+        return None
+    return ChannelMoments(draws.mean(0, dtype=np.float64), draws.var(0, dtype=np.float64))

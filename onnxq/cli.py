@@ -1,0 +1,589 @@
+"""The command line. Every command is one call into `onnxq.api` and one into `onnxq.show`.
+
+What is slow to import is imported inside the commands: `onnxq --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from onnxq.errors import OnnxqError
+
+if TYPE_CHECKING:
+    from onnxq.report import Report
+
+
+class Command(TyperCommand):
+    """A command that ends with one line on stderr when it cannot do what it was asked."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except OnnxqError as error:
+            raise _failed(str(error)) from None
+        except KeyboardInterrupt:
+            raise _stopped() from None
+        except OSError as error:
+            what = f"{error.strerror or error}: {error.filename or ''}"
+            raise _failed(what.rstrip(": ")) from None
+        except Exception as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # hit a library while it loaded
+                raise _stopped() from None
+            if os.environ.get("ONNXQ_DEBUG") == "1":
+                raise
+            raise _failed(
+                f"unexpected {type(error).__name__}: {error} (a fault of onnxq: please report it "
+                "with what ONNXQ_DEBUG=1 prints)"
+            ) from None
+
+
+class Catalogue(TyperGroup):
+    """`onnxq presets` alone is `onnxq presets list`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or ["list"])
+
+
+def _stopped() -> typer.Exit:
+    typer.echo("onnxq: stopped; nothing was written", err=True)
+    return typer.Exit(130)
+
+
+def _failed(message: str) -> typer.Exit:
+    typer.echo(f"onnxq: error: {' '.join(message.split())}", err=True)
+    return typer.Exit(1)
+
+
+app = typer.Typer(
+    name="onnxq",
+    help="Quantize ONNX models, and prove the result by running it.",
+    epilog=(
+        "Start with: onnxq quantize model.onnx --data samples.npz\n\n"
+        "Each command explains itself: onnxq quantize --help"
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """The entry point of `onnxq`."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks × still gets its table
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(_stopped().exit_code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"onnxq {version('onnxq')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None: ...
+
+
+# ── options that several commands share ──────────────────────────────────────────────────────────
+
+RUN, CHOICE, OUT = "Samples and running", "What to quantize, and how", "Output"
+
+
+class Form(StrEnum):
+    """How activations are quantized."""
+
+    static = "static"
+    dynamic = "dynamic"
+
+
+Model = Annotated[Path, typer.Argument(help="The float ONNX model.", show_default=False)]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE",
+        rich_help_panel=RUN,
+        show_default=False,
+        help="Samples: an .npz file with an array per model input, a sample per row; a folder of "
+        ".npz files, a sample each; or module:function, which yields dicts of arrays. Without "
+        "it, samples are made up from the model.",
+    ),
+]
+BatchSize = Annotated[
+    int, typer.Option(min=1, metavar="N", rich_help_panel=RUN, help="Samples per inference.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", rich_help_panel=RUN, show_default="all cores", help="Threads to use."
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(min=0, metavar="N", rich_help_panel=RUN, help="For all that is drawn at random."),
+]
+TargetName = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        metavar="NAME",
+        rich_help_panel=CHOICE,
+        help="What will run the model: a name from `onnxq targets`, auto for this machine, or a "
+        ".toml file of your own.",
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", rich_help_panel=OUT, help="Print JSON and nothing else on stdout."),
+]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE.json",
+        rich_help_panel=OUT,
+        show_default=False,
+        help="Write the whole report, every layer, to this file.",
+    ),
+]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="As the list has it.")]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", rich_help_panel=OUT, help="Print warnings and errors only."),
+]
+
+
+# ── commands ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@app.command(
+    cls=Command,
+    epilog=(
+        "Examples:\n\n"
+        "onnxq quantize model.onnx --data samples.npz\n\n"
+        "onnxq quantize bert.onnx --preset int8-dynamic -o small.onnx\n\n"
+        "onnxq quantize model.onnx --data samples.npz --exclude 're:^/head/'\n\n"
+        "onnxq quantize model.onnx --data samples.npz --set calibrate.method=mse"
+    ),
+)
+def quantize(
+    model: Model,
+    data: Data = None,
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=RUN,
+            help="How many samples calibrate, at most. Further ones are used to compare.",
+        ),
+    ] = 128,
+    batch_size: BatchSize = 1,
+    seed: Seed = 0,
+    threads: Threads = None,
+    no_verify: Annotated[
+        bool,
+        typer.Option(
+            "--no-verify",
+            rich_help_panel=RUN,
+            help="Write the result without running it and comparing it with the float model.",
+        ),
+    ] = False,
+    preset: Annotated[
+        str,
+        typer.Option(metavar="NAME", rich_help_panel=CHOICE, help="A name from `onnxq presets`."),
+    ] = "int8-static",
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            rich_help_panel=CHOICE,
+            show_default=False,
+            help="A recipe of your own instead of a preset; begin with `onnxq presets show "
+            "int8-static > mine.toml`.",
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PASS.FIELD=VALUE",
+            rich_help_panel=CHOICE,
+            show_default=False,
+            help="Change one field of one pass of the recipe; can be repeated. `onnxq passes show "
+            "PASS` lists the fields.",
+        ),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            rich_help_panel=CHOICE,
+            show_default=False,
+            help="Quantize these nodes only: a name or operator type, with wildcards (*, ?), or a "
+            "regular expression after re:. Can be repeated.",
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            rich_help_panel=CHOICE,
+            show_default=False,
+            help="Leave these nodes float; patterns as for --include. Can be repeated.",
+        ),
+    ] = None,
+    target: TargetName = "cpu",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.onnx",
+            rich_help_panel=OUT,
+            show_default="MODEL.PRESET.onnx beside the model",
+            help="Where the quantized model goes.",
+        ),
+    ] = None,
+    report: ReportFile = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Quantize a model, run it beside the original, and write it if it holds."""
+    with _working(not quiet) as progress:
+        from onnxq import api
+
+        _check_report(report, model, output)
+        result = api.quantize(
+            model,
+            preset,
+            samples=data,
+            output=output,
+            recipe=recipe,
+            settings=settings or (),
+            target=target,
+            include=include or (),
+            exclude=exclude or (),
+            limit=samples,
+            batch_size=batch_size,
+            seed=seed,
+            threads=threads,
+            check=not no_verify,
+            progress=progress,
+        )
+    _deliver(result.report, report, json, quiet)
+
+
+@app.command(
+    cls=Command,
+    epilog="Example: onnxq validate model.onnx model.int8-static.onnx --data test.npz",
+)
+def validate(
+    model: Annotated[Path, typer.Argument(metavar="FLOAT", help="The float model.")],
+    quantized: Annotated[Path, typer.Argument(help="The model that was made from it.")],
+    data: Data = None,
+    samples: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", rich_help_panel=RUN, help="Samples to use, at most."),
+    ] = 64,
+    batch_size: BatchSize = 1,
+    threads: Threads = None,
+    target: TargetName = "cpu",
+    report: ReportFile = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare a quantized model with its float model: outputs, layers, size, latency."""
+    with _working(not quiet) as progress:
+        from onnxq import api
+
+        _check_report(report, model, quantized)
+        found = api.validate(
+            model,
+            quantized,
+            samples=data,
+            limit=samples,
+            batch_size=batch_size,
+            target=target,
+            threads=threads,
+            progress=progress,
+        )
+    _deliver(found, report, json, quiet)
+
+
+@app.command(cls=Command, epilog="Example: onnxq inspect model.onnx --target cpu --form dynamic")
+def inspect(
+    model: Model,
+    target: TargetName = "cpu",
+    form: Annotated[
+        Form,
+        typer.Option(
+            rich_help_panel=CHOICE,
+            help="Ranges of activations calibrated on samples, or taken as they come.",
+        ),
+    ] = Form.static,
+    json: Json = False,
+) -> None:
+    """Say what a model is made of, what a target could quantize, and why not the rest."""
+    with _working(True) as progress:
+        from onnxq import api
+
+        progress("inspect", 0, 1)
+        found = api.inspect(model, target=target, form=form.value)
+    if json:
+        _print_json(found.to_json(), found.warnings)
+        return
+    from onnxq import show
+
+    show.show_inspection(found, form.value, show.output_console())
+
+
+@app.command(
+    cls=Command,
+    epilog="Example: onnxq bench model.onnx model.int8-static.onnx --seconds 10",
+)
+def bench(
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="MODEL",
+            help="Models with the same inputs; the others are measured by the first.",
+        ),
+    ],
+    data: Data = None,
+    seconds: Annotated[
+        float,
+        typer.Option(min=0.1, metavar="S", rich_help_panel=RUN, help="Time per model, at most."),
+    ] = 5.0,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Time models against each other, run by run in turns, and measure their peak memory."""
+    with _working(True) as progress:
+        from onnxq import api
+
+        progress("time the models", 0, 1)
+        rows = api.bench(models, samples=data, seconds=seconds, threads=threads)
+    if json:
+        from json import dumps
+
+        _print_json(dumps(rows, indent=2), ())
+        return
+    from onnxq import show
+
+    show.show_bench(rows, show.output_console())
+
+
+# ── catalogues ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _catalogue(
+    name: str, what: str, listing: Callable[[], None], showing: Callable[[str], None], example: str
+) -> None:
+    """The command group `onnxq NAME [list | show NAME]`."""
+    epilog = f"Example: {example}"
+    group = typer.Typer(cls=Catalogue, help=f"List the {name}, or show one: {what}.", epilog=epilog)
+    app.add_typer(group, name=name)
+
+    @group.command("list", cls=Command, help=f"List the {name}.")
+    def _list() -> None:
+        listing()
+
+    @group.command("show", cls=Command, help=f"Show one of the {name}.", epilog=epilog)
+    def _show(wanted: Name) -> None:
+        showing(wanted)
+
+
+def _list_presets() -> None:
+    import tomllib
+
+    from onnxq.recipe import preset_names, preset_text
+
+    _print_names([(n, tomllib.loads(preset_text(n))["summary"]) for n in preset_names()])
+
+
+def _show_preset(name: str) -> None:
+    from onnxq.recipe import preset_text
+
+    typer.echo(preset_text(name), nl=False)
+
+
+def _list_targets() -> None:
+    from onnxq.target import load_target, target_names
+
+    _print_names([(name, load_target(name).summary) for name in target_names()])
+
+
+def _show_target(name: str) -> None:
+    from onnxq.target import detect, load_target, target_names, target_text
+
+    name = detect() if name == "auto" else name
+    if name not in target_names():
+        load_target(name)  # says what is wrong with the name, or reads the user's own file
+        typer.echo(Path(name).read_text("utf-8"), nl=False)
+        return
+    typer.echo(target_text(name), nl=False)
+
+
+def _list_passes() -> None:
+    from onnxq.recipe import load_pass, pass_types
+
+    def summary(name: str) -> str:
+        try:
+            return (load_pass(name).__doc__ or "").strip().split("\n")[0]
+        except Exception as error:  # one that somebody else wrote must not hide the others
+            return f"cannot be imported: {type(error).__name__}: {error}"
+
+    _print_names([(name, summary(name)) for name in pass_types()])
+
+
+def _show_pass(name: str) -> None:
+    from dataclasses import fields
+    from inspect import getdoc
+    from typing import get_type_hints
+
+    from onnxq import show
+    from onnxq.recipe import load_pass
+
+    kind = load_pass(name)
+    kinds = get_type_hints(kind)
+    rows = [(f.name, _type_text(kinds[f.name]), _value_text(f.default)) for f in fields(kind)]
+    show.show_pass(name, getdoc(kind) or "", rows, show.output_console())
+
+
+_catalogue(
+    "presets",
+    "recipes that ship with onnxq",
+    _list_presets,
+    _show_preset,
+    "onnxq presets show int8-static > mine.toml",
+)
+_catalogue(
+    "passes",
+    "the steps that recipes are made of, and their fields",
+    _list_passes,
+    _show_pass,
+    "onnxq passes show calibrate",
+)
+_catalogue(
+    "targets",
+    "what a device runs in integers, and how we know",
+    _list_targets,
+    _show_target,
+    "onnxq targets show cpu",
+)
+
+
+# ── printing ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def _working(progress: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar, and stdout kept free of what libraries and users' functions print."""
+    from onnxq.show import progress_bar
+
+    with redirect_stdout(sys.stderr), progress_bar(progress) as report:
+        yield report
+
+
+def _deliver(report: Report, path: Path | None, json: bool, quiet: bool) -> None:
+    """The report where the user wants it."""
+    from onnxq import show
+
+    try:
+        if path is not None:
+            _write(path, report.to_json() + "\n")
+        if json:
+            _print_json(report.to_json(), report.warnings)
+        elif quiet:
+            _print_warnings(report.warnings)
+        else:
+            show.show_report(report, show.output_console())
+    except KeyboardInterrupt:  # by now something is written
+        typer.echo("onnxq: stopped while reporting; the work was done", err=True)
+        raise typer.Exit(130) from None
+
+
+def _print_json(text: str, warnings: Any) -> None:
+    _print_warnings(warnings)
+    typer.echo(text)
+
+
+def _print_warnings(warnings: Any) -> None:
+    for warning in warnings:
+        typer.echo(f"onnxq: warning: {warning}", err=True)
+
+
+def _print_names(rows: list[tuple[str, str]]) -> None:
+    from onnxq import show
+
+    show.show_names(rows, show.output_console())
+
+
+def _type_text(kind: Any) -> str:
+    """A field's type as a user writes it: the choices where it is one of a few."""
+    from typing import Literal, get_args, get_origin
+
+    if get_origin(kind) is Literal:
+        return ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"list of {_type_text(get_args(kind)[0])}"
+    return str(kind) if get_origin(kind) else str(getattr(kind, "__name__", kind))
+
+
+def _value_text(value: Any) -> str:
+    from dataclasses import MISSING
+
+    if isinstance(value, tuple):
+        return repr(list(value))
+    return "required" if value is MISSING else str(value)
+
+
+def _check_report(path: Path | None, *models: Path | None) -> None:
+    """Refuse a report file that could not be written, or is one of the models, before any work."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise OnnxqError(f"there is no folder {str(folder)!r} to write the report to")
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise OnnxqError(f"the report {str(path)!r} cannot be written")
+    if any(path.absolute() == model.absolute() for model in models if model is not None):
+        raise OnnxqError("the report would replace a model; choose another --report")
+
+
+def _write(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    staged = path.with_name(f".onnxq-{os.getpid()}-{path.name}")
+    try:
+        staged.write_text(text, "utf-8")
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

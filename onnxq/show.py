@@ -1,0 +1,563 @@
+"""Reports as the terminal shows them: what came of it first, the details after."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from onnxq.report import Latency, LayerRecord, OutputRecord, Report
+
+TOP = 10  # rows of a ranking; the JSON has them all
+PIPED_WIDTH = 100  # columns where there is no terminal and COLUMNS says nothing
+EXACT_DB = 200.0  # what a report says of equal outputs
+INDENT = 2
+
+
+def output_console() -> Console:
+    """Standard output; plain text where it is no terminal."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in console._environ:
+        console.width = PIPED_WIDTH
+    return console
+
+
+# ── numbers ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """Three digits and a prefix.
+
+    >>> quantity(505_347, "B"), quantity(1_823_744), quantity(0)
+    ('505 kB', '1.82 M', '0')
+    """
+    prefixes = ["", "k", "M", "G", "T"]
+    while abs(value) >= 999.5 and len(prefixes) > 1:
+        value /= 1000
+        prefixes.pop(0)
+    whole = prefixes[0] == "" or value >= 99.95
+    number = f"{value:.0f}" if whole else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+    return f"{number} {prefixes[0]}{unit}".strip()
+
+
+def percent(share: float | None) -> str:
+    """A share in percent; never 0 or 100 unless it is.
+
+    >>> percent(0.0), percent(0.0002), percent(0.123), percent(0.9999), percent(1.0), percent(None)
+    ('0 %', '<0.1 %', '12.3 %', '>99.9 %', '100 %', '–')
+    """
+    if share is None:
+        return "–"
+    if share in (0, 1):
+        return f"{share:.0%}".replace("%", " %")
+    rounded = f"{100 * share:.1f}"
+    if rounded in ("0.0", "100.0"):
+        return "<0.1 %" if rounded == "0.0" else ">99.9 %"
+    return f"{rounded} %"
+
+
+def cosine(value: float) -> str:
+    """Four decimals, more where four would say that outputs are equal which are not.
+
+    >>> cosine(0.98765), cosine(0.999987), cosine(1.0)
+    ('0.9877', '0.99999', '1.0000')
+    """
+    digits = next((d for d in (4, 5, 6, 7) if round(value, d) != 1), 4)
+    return f"{value:.{digits}f}"
+
+
+def decibels(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "exact" if value >= EXACT_DB else f"{value:.1f} dB"
+
+
+def milliseconds(value: float) -> str:
+    digits = 0 if value >= 99.5 else 1 if value >= 9.95 else 2 if value >= 0.995 else 3
+    return f"{value:.{digits}f} ms"
+
+
+def smaller(before: int, after: int) -> str:
+    """
+    >>> smaller(300, 100), smaller(100, 120), smaller(100, 100)
+    ('3.00× smaller', '1.20× larger', 'as large')
+    """
+    return _factor(before, after, ("smaller", "larger", "as large"))
+
+
+def faster(before: Latency, after: Latency) -> str:
+    """Of the medians."""
+    return _factor(before.median_ms, after.median_ms, ("faster", "slower", "as fast"))
+
+
+def _factor(before: float, after: float, words: tuple[str, str, str]) -> str:
+    if not before or not after:
+        return ""
+    ratio = f"{max(before, after) / min(before, after):.2f}"
+    less, more, same = words
+    return same if ratio == "1.00" else f"{ratio}× {less if after < before else more}"
+
+
+def shorten(text: str, width: int) -> str:
+    """Cut from the middle: the ends of a name tell more than its inside.
+
+    >>> shorten("/encoder/layer.3/attention/MatMul", 20)
+    '/encoder/…ion/MatMul'
+    """
+    if len(text) <= width:
+        return text
+    tail = (width - 1 + 1) // 2
+    head = width - 1 - tail
+    return text[:head] + "…" + text[len(text) - tail :]
+
+
+# ── tables ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Column:
+    """`cut` columns shorten their cells to fit, `wrap` columns break them over lines."""
+
+    title: str
+    justify: Literal["left", "right"] = "left"
+    fit: Literal["keep", "cut", "wrap"] = "keep"
+
+
+def print_table(
+    console: Console, columns: Sequence[Column], rows: Sequence[Sequence[str]], indent: int = INDENT
+) -> None:
+    """Rows without lines around them, as wide as they need to be and no wider than the console."""
+    room = console.width - indent
+    widths = _widths(columns, rows, room)
+    titles = [column.title for column in columns]
+    lines = [_line(columns, widths, titles)] if any(titles) else []
+    for row in rows:
+        lines += _folded(columns, widths, row)
+    for number, line in enumerate(lines):
+        style = "dim" if number == 0 and any(titles) else ""
+        console.print(Text(" " * indent + line, style=style), soft_wrap=True)
+
+
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    """What each column needs; flexible ones share what is left."""
+    widths = [
+        max([len(column.title), *(len(row[i]) for row in rows)]) for i, column in enumerate(columns)
+    ]
+    flexible = [i for i, column in enumerate(columns) if column.fit != "keep"]
+    left = room - sum(w for i, w in enumerate(widths) if i not in flexible) - 2 * len(columns) + 2
+    for i in flexible:
+        widths[i] = min(widths[i], max(12, left // len(flexible)))
+    return widths
+
+
+def _folded(columns: Sequence[Column], widths: Sequence[int], row: Sequence[str]) -> list[str]:
+    """A row as one line, or as several where a cell is folded."""
+    cells = [
+        textwrap.wrap(cell, width) or [""] if column.fit == "wrap" else [shorten(cell, width)]
+        for column, width, cell in zip(columns, widths, row, strict=True)
+    ]
+    return [_line(columns, widths, line) for line in zip_longest(*cells, fillvalue="")]
+
+
+def _line(columns: Sequence[Column], widths: Sequence[int], cells: Iterable[str]) -> str:
+    padded = [
+        cell.rjust(width) if column.justify == "right" else cell.ljust(width)
+        for column, width, cell in zip(columns, widths, cells, strict=True)
+    ]
+    return "  ".join(padded).rstrip()
+
+
+def print_text(console: Console, text: str, indent: int = 0, style: str = "") -> None:
+    """Words folded over lines."""
+    for line in textwrap.wrap(text, max(20, console.width - indent)):
+        console.print(Text(" " * indent + line, style=style), soft_wrap=True)
+
+
+def heading(console: Console, title: str, note: str = "") -> None:
+    console.print()
+    line = Text.assemble((title, "bold"), (f"  {note}" if note else "", "dim"))
+    console.print(line, soft_wrap=True)
+
+
+def print_warnings(console: Console, warnings: Iterable[str]) -> None:
+    """One line each where it is piped, so that it can be searched for; folded on a terminal."""
+    label = "warning: "
+    for warning in warnings:
+        fits = console.width - len(label) if console.is_terminal else len(warning)
+        first, *rest = textwrap.wrap(warning, max(20, fits)) or [""]
+        console.print(Text.assemble((label, "bold yellow"), first), soft_wrap=True)
+        for line in rest:
+            console.print(Text(" " * len(label) + line), soft_wrap=True)
+
+
+# ── a run ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def show_report(report: Report, console: Console) -> None:
+    """The report of `quantize` or `validate`."""
+    console.print(Text(title(report), style="bold"), soft_wrap=True)
+    console.print(Text(f"  {headline(report)}", style="green" if report.verified else "yellow"))
+    print_warnings(console, report.warnings)
+    _show_result(report, console)
+    _show_layers(report, console)
+    _show_float(report, console)
+    _show_passes(report, console)
+    _show_footer(report, console)
+
+
+def title(report: Report) -> str:
+    if not report.preset:
+        return f"{report.output} against {report.model}"
+    return f"wrote {report.output}" if report.output else f"{report.model}, nothing written"
+
+
+def headline(report: Report) -> str:
+    """Smaller by so much, faster by so much, as good as that: the line people read."""
+    parts = [smaller(report.float_bytes, report.quantized_bytes)]
+    before, after = report.float_latency, report.quantized_latency
+    if before and after:
+        parts.append(faster(before, after))
+    if report.outputs:
+        parts.append(f"cosine {cosine(min(o.cosine for o in report.outputs))}")
+        agreement = report.outputs[0].agreement
+        if agreement is not None:
+            parts.append(f"top-1 agrees {percent(agreement)}")
+    if not report.verified:
+        parts.append("not verified")
+    return ", ".join(part for part in parts if part)
+
+
+def _show_result(report: Report, console: Console) -> None:
+    heading(console, "Result")
+    sizes = quantity(report.float_bytes, "B"), quantity(report.quantized_bytes, "B")
+    rows = [("size", *sizes, smaller(report.float_bytes, report.quantized_bytes))]
+    before, after = report.float_latency, report.quantized_latency
+    if before and after:
+        medians = milliseconds(before.median_ms), milliseconds(after.median_ms)
+        rows.append(("latency, median", *medians, faster(before, after)))
+        rows.append(("latency, quartiles", _quartiles(before), _quartiles(after), ""))
+    titles = Column(""), Column("float", "right"), Column("quantized", "right"), Column("")
+    print_table(console, titles, rows)
+    if report.outputs:
+        console.print()
+        _show_outputs(report, console)
+
+
+def _quartiles(latency: Latency) -> str:
+    return f"{milliseconds(latency.low_ms)[:-3]}–{milliseconds(latency.high_ms)}"
+
+
+def _show_outputs(report: Report, console: Console) -> None:
+    shown = report.outputs
+    if len(shown) > TOP:
+        shown = [shown[0], *sorted(shown[1:], key=lambda o: o.cosine)[: TOP - 1]]
+    with_agreement = any(o.agreement is not None for o in shown)
+    columns = [Column("output", fit="cut"), Column("cosine", "right"), Column("SQNR", "right")]
+    if with_agreement:
+        columns.append(Column("top-1 agrees", "right"))
+    print_table(console, columns, [_output_row(o, with_agreement) for o in shown])
+    _more(console, len(report.outputs) - len(shown), "output", "closer to float")
+    console.print(Text("  " + _compared_on(report), style="dim"))
+    if report.optimizations_sqnr_db is not None:
+        text = f"graph optimizations off and on agree: {decibels(report.optimizations_sqnr_db)}"
+        console.print(Text("  " + text, style="dim"))
+
+
+def _output_row(output: OutputRecord, with_agreement: bool) -> list[str]:
+    row = [output.name, cosine(output.cosine), decibels(output.sqnr_db)]
+    return [*row, percent(output.agreement)] if with_agreement else row
+
+
+def _compared_on(report: Report) -> str:
+    count = report.verification_samples
+    if not report.preset:
+        return f"compared on {report.samples}"
+    text = f"compared on {count} sample{'s' * (count != 1)}"
+    seen = "did not see" if report.verification_unseen else "saw too"
+    return f"{text} that calibration {seen}"
+
+
+def _show_layers(report: Report, console: Console) -> None:
+    quantized = [layer for layer in report.layers if layer.form != "float"]
+    ranked = report.ranked
+    if not ranked:
+        if report.preset:
+            heading(console, "Quantized", _shares(report, len(quantized)))
+        return
+    heading(console, "Quantized layers, worst first", _shares(report, len(quantized)))
+    shown = ranked[:TOP]
+    total = sum(layer.contribution or 0.0 for layer in ranked)
+    optional: list[tuple[Column, Callable[[LayerRecord], str]]] = [
+        (Column("form"), lambda layer: form_text(layer.form, brief=True)),
+        (Column("params", "right"), lambda layer: percent(_part(report, layer, "parameters"))),
+        (Column("MACs", "right"), lambda layer: percent(_part(report, layer, "macs"))),
+    ]
+    used = [
+        bool(report.preset) and len({layer.form for layer in ranked}) > 1,
+        any(layer.parameters for layer in report.layers),
+        any(layer.macs for layer in report.layers),
+    ]
+    middle = [pair for pair, wanted in zip(optional, used, strict=True) if wanted]
+    columns = [Column("layer", fit="cut"), Column("type"), *(column for column, _ in middle)]
+    columns += [Column("SQNR", "right"), Column("error", "right")]
+    rows = [
+        [
+            layer.name,
+            layer.op,
+            *(cell(layer) for _, cell in middle),
+            decibels(layer.sqnr_db),
+            percent((layer.contribution or 0.0) / total if total else 0.0),
+        ]
+        for layer in shown
+    ]
+    print_table(console, columns, rows)
+    _more(console, len(ranked) - len(shown), "layer", "--report FILE.json has them all")
+    note = "error: each layer's share of what all of them, one by one, do to the outputs"
+    console.print(Text(f"  {note}", style="dim"))
+    if not used[0] and report.preset:
+        console.print(Text(f"  form of all: {form_text(shown[0].form)}", style="dim"))
+
+
+def _shares(report: Report, layers: int) -> str:
+    """What the quantized layers amount to, as far as it was counted."""
+    if not report.preset and not any(layer.parameters for layer in report.layers):
+        return ""
+    parts = [
+        f"{percent(share)} of {word}"
+        for what, word in (("parameters", "parameters"), ("macs", "MACs"))
+        if (share := report.share(what)) is not None
+    ]
+    return f"{layers} node{'s' * (layers != 1)}: {', '.join(parts)}" if parts else ""
+
+
+def _part(report: Report, layer: LayerRecord, what: str) -> float | None:
+    total = _total(report, what)
+    return getattr(layer, what) / total if total else None
+
+
+def _total(report: Report, what: str) -> int:
+    """Parameters or MACs of the model: weights that belong to no layer count too."""
+    total: int = sum(getattr(layer, what) for layer in report.layers)
+    return max(total, report.parameters) if what == "parameters" else total
+
+
+def form_text(form: str, brief: bool = False) -> str:
+    """A layer's number formats in words; `brief` without what they are counted by.
+
+    >>> form_text("w s8:channel, a u8a"), form_text("a u8a"), form_text("w s8:channel")
+    ('int8/channel × uint8', 'uint8', 'int8/channel weights')
+    >>> form_text("w s8:channel, a u8a", brief=True), form_text("w s8:channel", brief=True)
+    ('int8 × uint8', 'int8')
+    """
+    formats = dict(part.split(" ", 1) for part in form.split(", ") if " " in part)
+    weight, activation = (_format_text(formats.get(key, "")) for key in ("w", "a"))
+    if brief:
+        weight, activation = weight.split("/")[0], activation.split("/")[0]
+    if weight and activation:
+        return f"{weight} × {activation}"
+    return activation or (f"{weight}{' weights' * (not brief)}" if weight else form)
+
+
+def _format_text(text: str) -> str:
+    found = re.fullmatch(r"([su])(\d+)(a?)(?::(\w+))?", text)
+    if not found:
+        return text
+    sign, bits, asymmetric, group = found.groups()
+    lopsided = " asymmetric" if sign == "s" and asymmetric else ""
+    return f"{'int' if sign == 's' else 'uint'}{bits}{f'/{group}' if group else ''}{lopsided}"
+
+
+def _show_float(report: Report, console: Console, title: str = "Left float, and why") -> None:
+    reasons: dict[str, list[LayerRecord]] = {}
+    for layer in report.layers:
+        if layer.form == "float":
+            reasons.setdefault(layer.reason or "no reason given", []).append(layer)
+    total = _total(report, "parameters")
+    rows = [
+        (_parameters(group), str(len(group)), f"{_operators(group)}: {reason}")
+        for reason, group in reasons.items()
+    ]
+    rows.sort(key=lambda row: (-row[0], -int(row[1])))
+    rest = total - _parameters(report.layers)
+    if any(layer.parameters for layer in report.layers) and rest > 0.001 * total:
+        rows.append((rest, "–", "weights that belong to no node listed here"))
+    if not rows:
+        return
+    heading(console, title)
+    columns = [Column("nodes", "right"), Column("params", "right"), Column("", fit="wrap")]
+    shares = [percent(count / total if total else None) for count, _, _ in rows]
+    cells = [(nodes, share, text) for (_, nodes, text), share in zip(rows, shares, strict=True)]
+    print_table(console, columns, cells)
+
+
+def _parameters(layers: Iterable[LayerRecord]) -> int:
+    return sum(layer.parameters for layer in layers)
+
+
+def _operators(layers: Iterable[LayerRecord]) -> str:
+    counts = Counter(layer.op for layer in layers).most_common()
+    names = [op for op, _ in counts]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _show_passes(report: Report, console: Console) -> None:
+    if not report.passes:
+        return
+    heading(console, "Passes")
+    rows = [(p.name, str(p.changes), f"{p.seconds:.2f} s") for p in report.passes]
+    columns = [Column("", fit="cut"), Column("changes", "right"), Column("time", "right")]
+    print_table(console, columns, rows)
+
+
+def _show_footer(report: Report, console: Console) -> None:
+    """How to get the same again."""
+    facts = [
+        f"preset {report.preset}" if report.preset else "",
+        f"target {report.target}" if report.target else "",
+        report.samples if report.preset else "",
+        f"seed {report.environment['seed']}" if "seed" in report.environment else "",
+        f"onnxruntime {report.environment.get('onnxruntime', '?')}",
+        report.environment.get("cpu", ""),
+    ]
+    console.print()
+    print_text(console, ", ".join(fact for fact in facts if fact), style="dim")
+
+
+def _more(console: Console, count: int, what: str, note: str) -> None:
+    if count > 0:
+        console.print(Text(f"  and {count} more {what}{'s' * (count > 1)}; {note}", style="dim"))
+
+
+# ── a model ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def show_inspection(report: Report, form: str, console: Console) -> None:
+    """The report of `inspect`."""
+    parameters, macs = _total(report, "parameters"), _total(report, "macs")
+    console.print(Text(report.model, style="bold"), soft_wrap=True)
+    facts = [quantity(report.float_bytes, "B"), f"{quantity(parameters)} parameters"]
+    facts += [f"{quantity(macs)} MACs per inference"] if macs else []
+    console.print(f"  {', '.join(facts)}")
+    print_warnings(console, report.warnings)
+    _show_operators(report, console)
+    _show_quantizable(report, form, console)
+    _show_float(report, console, "The rest stays float")
+
+
+def _show_operators(report: Report, console: Console) -> None:
+    heading(console, "Operators", f"{sum(report.operators.values())} nodes")
+    by_op: dict[str, list[LayerRecord]] = {}
+    for layer in report.layers:
+        by_op.setdefault(layer.op, []).append(layer)
+    weighed = {
+        op: (sum(r.parameters for r in group), sum(r.macs for r in group))
+        for op, group in by_op.items()
+    }
+    heavy = sorted((op for op, w in weighed.items() if any(w)), key=lambda op: weighed[op][::-1])
+    rows = [
+        [op, str(len(by_op[op])), *(quantity(value) if value else "–" for value in weighed[op])]
+        for op in reversed(heavy)
+    ]
+    columns = [Column(""), *(Column(t, "right") for t in ("nodes", "parameters", "MACs"))]
+    if rows:
+        print_table(console, columns, rows)
+    light = [
+        f"{count} {op}" for op, count in Counter(report.operators).most_common() if op not in heavy
+    ]
+    if light:
+        text = ("and " if rows else "") + ", ".join(light)
+        print_text(console, text, INDENT, "dim")
+
+
+def _show_quantizable(report: Report, form: str, console: Console) -> None:
+    groups: Counter[tuple[str, str]] = Counter()
+    for layer in report.layers:
+        if layer.form != "float":
+            groups[layer.op, form_text(layer.form)] += 1
+    heading(
+        console, f"Target {report.target} can quantize, {form}", _shares(report, groups.total())
+    )
+    if not groups:
+        console.print("  nothing")
+        return
+    rows = [(op, str(count), text) for (op, text), count in groups.most_common()]
+    print_table(console, [Column(""), Column("nodes", "right"), Column("form")], rows)
+
+
+# ── benchmark, catalogues ────────────────────────────────────────────────────────────────────────
+
+
+def show_bench(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Latencies beside each other, the first model's as the measure."""
+    columns = [
+        Column("model", fit="cut"),
+        *(Column(t, "right") for t in ("median", "quartiles", "ratio", "size", "peak memory")),
+    ]
+    cells = [
+        (
+            row["model"],
+            milliseconds(row["median_ms"]),
+            _quartiles(Latency(row["median_ms"], row["low_ms"], row["high_ms"])),
+            f"{row['ratio']:.2f}",
+            quantity(row["bytes"], "B"),
+            f"{row['peak_mb']:.0f} MiB" if row["peak_mb"] >= 0.5 else "<1 MiB",
+        )
+        for row in rows
+    ]
+    print_table(console, columns, cells, indent=0)
+
+
+def show_names(rows: Sequence[tuple[str, str]], console: Console) -> None:
+    """Names and what they stand for."""
+    print_table(console, [Column(""), Column("", fit="wrap")], rows, indent=0)
+
+
+def show_pass(
+    name: str, text: str, settings: Sequence[tuple[str, str, str]], console: Console
+) -> None:
+    """A pass: what it does, and its fields with types and defaults."""
+    console.print(Text(name, style="bold"))
+    console.print(text, soft_wrap=True)
+    if not settings:
+        console.print("\nno fields")
+        return
+    heading(console, "Fields", f"--set {name}.FIELD=VALUE")
+    columns = [Column("field"), Column("values", fit="wrap"), Column("default")]
+    print_table(console, columns, settings)
+
+
+# ── progress ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def progress_bar(wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A function to report progress to, drawn on stderr where that is a terminal."""
+    console = Console(stderr=True)
+    if not (wanted and console.is_terminal):
+        yield lambda what, done, total: None
+        return
+    columns = (
+        TextColumn("{task.description:<32}"),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("load", total=None, count="")
+
+        def report(what: str, done: int, total: int) -> None:
+            known = total > 1  # one step in all says nothing of how far it is: the bar pulses
+            bar.tasks[0].total = total if known else None
+            count = f"{done}/{total}" if known else ""
+            bar.update(task, description=what, completed=done, count=count)
+
+        yield report
