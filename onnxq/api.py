@@ -140,8 +140,8 @@ def _samples(
     if source is None:
         made, kind = synthesize(_loaded(path), n=SYNTHETIC_SAMPLES, seed=seed, path=path)
         report.warn(
-            f"no samples given: calibrated and compared on {MADE_UP[kind]}; give real ones with "
-            "--data: they decide the accuracy"
+            f"no samples given: calibrated on {MADE_UP[kind]}; give real ones with --data: they "
+            "decide the accuracy"
         )
         drawn = open_samples(made, specs, synthesised=True, name=MADE_UP[kind])
         kept = max(1, len(made) - max(1, len(made) // 5))
@@ -177,9 +177,7 @@ def _warn_of_saturation(target: Target, report: Report) -> None:
 
 
 def _environment(path: Path, seed: int) -> dict[str, str]:
-    versions = {
-        name: metadata.version(name) for name in ("onnxq", "onnx", "onnxruntime", "numpy")
-    }
+    versions = {name: metadata.version(name) for name in ("onnxq", "onnx", "onnxruntime", "numpy")}
     return versions | {
         "model_sha256": file_hash(path),
         "seed": str(seed),
@@ -280,9 +278,9 @@ def _verify(
         raise OnnxqError(f"the quantized model fails the ONNX checker: {text}") from None
     providers = tuple(result.context.target.providers) or ("CPUExecutionProvider",)
     reference = Session(g.to_proto(original), threads=threads)
-    options = {"threads": threads, "config": result.context.target.session}
-    optimized = Session(model, providers=providers, **options)
-    plain = Session(model, providers=providers, optimize=False, **options)
+    config = result.context.target.session
+    optimized = Session(model, providers=providers, threads=threads, config=config)
+    plain = Session(model, providers=providers, threads=threads, config=config, optimize=False)
     feeds = verify.take(unseen, VERIFICATION_SAMPLES)
     report.verification_samples = len(feeds)
     progress("compare outputs", 1, steps)
@@ -301,7 +299,7 @@ def _verify(
     progress("verify", steps, steps)
 
 
-def _rank(result: Result, report: Report, feeds: Sequence[Feed]) -> None:
+def _rank(result: Result, report: Report, feeds: Sequence[verify.Feed]) -> None:
     """Each layer's own error and its share of the output error, into the report."""
     layers = {r.output: r for r in report.layers if r.op in HEAVY}
     errors = verify.layer_errors(result.prepared, result.graph, list(layers), feeds)
@@ -390,7 +388,8 @@ def validate(
         report.samples = drawn.description
     progress("compare", 0, 3)
     left = Session(reference, threads=threads)
-    right = Session(quantized, threads=threads)
+    config = device.session
+    right = Session(quantized, providers=device.providers, threads=threads, config=config)
     report.outputs = verify.output_records(verify.compare(left, right, drawn))
     report.verification_samples, report.verification_unseen = len(drawn), False
     progress("compare layers", 1, 3)
@@ -502,6 +501,8 @@ def _peak_memory(model: Path, feed: Feed, threads: int | None) -> float:
             "print(peak_mb() - b)"
         )
         arguments = [sys.executable, "-c", code, str(model), str(path), str(threads or 0)]
-        done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise OnnxqError(f"{str(model)!r} does not run in a process of its own: {last}")
     return float(done.stdout)
-

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from copy import copy as shallow_copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
+import onnx.inliner
+import onnx.version_converter
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -18,8 +20,8 @@ from onnxq.errors import OnnxqError
 from onnxq.storage import ExternalValues, load_proto, save_proto
 
 Array = NDArray[Any]
-Graph = gs.Graph
-Node = gs.Node
+Graph: TypeAlias = gs.Graph
+Node: TypeAlias = gs.Node
 
 _CARRIED = "onnxq_carried"  # what graphsurgeon drops: kept on the graph as a ModelProto shell
 _STANDARD_DOMAINS = (None, "", "ai.onnx")
@@ -211,7 +213,7 @@ class Namer:
 
 
 def constant(name: str, values: Array) -> gs.Constant:
-    """An initializer; 2- and 4-bit values are packed, which graphsurgeon cannot export by itself."""
+    """An initializer; 2- and 4-bit values are packed, which graphsurgeon alone cannot export."""
     if values.dtype.itemsize == 1 and values.dtype.kind not in "iub":
         proto = onnx.numpy_helper.from_array(values, name)
         return gs.Constant(name, gs.ir.tensor.LazyValues(proto))
@@ -219,7 +221,7 @@ def constant(name: str, values: Array) -> gs.Constant:
 
 
 def renamed(tensor: gs.Constant, name: str) -> gs.Constant:
-    """The same values under another name; a lazy tensor's proto carries the name, so it is copied."""
+    """The same values under another name, which a lazy tensor carries in a proto of its own."""
     values = tensor._values
     if isinstance(values, gs.ir.tensor.LazyValues):
         values = shallow_copy(values)

@@ -17,6 +17,7 @@ Array = NDArray[Any]
 BINS = 2048
 _SUBSAMPLE = 1 << 16  # values counted per tensor and sample: a histogram of more costs more than
 # the inference itself, and its tails, which decide, are kept exactly by the minimum and maximum
+_SMALLEST = 2.0**-100  # limit of a histogram: the reciprocal of less overflows float32
 
 
 @runtime_checkable
@@ -65,7 +66,7 @@ class HistogramResult:
     @property
     def centers(self) -> NDArray[np.float64]:
         width = 2 * self.limit / len(self.counts)
-        return (np.arange(len(self.counts)) + 0.5) * width - self.limit
+        return np.arange(len(self.counts), dtype=np.float64) * width + (width / 2 - self.limit)
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Histogram:
         if not x.size:
             return
         self.extremes.update(x)
-        largest = max(-self.extremes.low, self.extremes.high, np.finfo(np.float32).tiny)
+        largest = max(-self.extremes.low, self.extremes.high, _SMALLEST)
         self._widen(largest)
         flat = x.reshape(-1)
         # An odd stride visits every channel of a tensor whose sizes are powers of two.
@@ -120,10 +121,10 @@ class Histogram:
 
 
 class ChannelMoments(NamedTuple):
-    """Mean and variance of each channel, (channels,) float64."""
+    """Mean and variance of each channel, (channels,)."""
 
-    mean: NDArray[np.float64]
-    variance: NDArray[np.float64]
+    mean: NDArray[np.floating[Any]]
+    variance: NDArray[np.floating[Any]]
 
 
 @dataclass

@@ -140,7 +140,9 @@ class Pipeline:
     def names(self) -> list[str]:
         return [p.name for p in self.passes]
 
-    def run(self, graph: g.Graph, samples: Samples | None, target: Target, **options: Any) -> Result:
+    def run(
+        self, graph: g.Graph, samples: Samples | None, target: Target, **options: Any
+    ) -> Result:
         """Run every pass on a copy of the graph. `options` are further Context fields.
 
         Raises OnnxqError, naming the pass and those before it, when a pass breaks the graph.

@@ -119,7 +119,8 @@ class QTensor:
     (out,) per channel, (out, in / block) per block.
 
     >>> w = np.array([[1.0, -2.0], [0.5, 0.25]], np.float32)
-    >>> q = quantize_weight(w, *weight_scale(w, QType.parse("s8:channel")), QType.parse("s8:channel"))
+    >>> s8 = QType.parse("s8:channel")
+    >>> q = quantize_weight(w, *weight_scale(w, s8), s8)
     >>> q.codes.tolist(), q.scale.shape
     ([[64, -127], [127, 64]], (2,))
     """

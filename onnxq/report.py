@@ -95,9 +95,7 @@ class Report:
     def ranked(self) -> list[LayerRecord]:
         """Quantized layers, the one that hurts the output most first."""
         measured = [layer for layer in self.layers if layer.sqnr_db is not None]
-        return sorted(
-            measured, key=lambda r: (-(r.contribution or 0.0), r.sqnr_db or 0.0, r.name)
-        )
+        return sorted(measured, key=lambda r: (-(r.contribution or 0.0), r.sqnr_db or 0.0, r.name))
 
     def share(self, what: str) -> float | None:
         """The share of `parameters` or `macs` in layers that are quantized."""

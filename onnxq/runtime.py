@@ -47,9 +47,7 @@ class Session:
             options.add_session_config_entry(key, value)
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         try:
-            self.ort = ort.InferenceSession(
-                self._source(model), options, providers=list(providers)
-            )
+            self.ort = ort.InferenceSession(self._source(model), options, providers=list(providers))
         except Exception as error:
             text = " ".join(str(error).split())
             raise OnnxqError(f"onnxruntime does not load the model: {text}") from None

@@ -64,7 +64,7 @@ def _inside(folder: Path, location: str, tensor: str) -> Path:
 
 
 def load_proto(path: str | Path) -> onnx.ModelProto:
-    """Read a model; tensors in external files stay there. Raises OnnxqError for what is no model."""
+    """Read a model; external tensors stay in their files. Raises OnnxqError for what is none."""
     path = Path(path)
     if not path.is_file():
         raise OnnxqError(f"there is no file {str(path)!r}")
@@ -81,13 +81,17 @@ def save_proto(model: onnx.ModelProto, path: str | Path) -> int:
     """Write a model whole or not at all, weights beside it in `<name>.data` when it is large.
 
     External tensors are copied file to file. Returns the bytes written. An older data file at the
-    same place is replaced, never appended to.
+    same place is replaced, never appended to. The given model stays as it is.
     """
     path = Path(path)
     data_path = path.with_name(path.name + ".data")
     tensors = list(model.graph.initializer)
     payload = sum(_nbytes(t) for t in tensors)
     external = payload > ONE_FILE_LIMIT or any(_is_external(t) for t in tensors)
+    if external:
+        given, model = model, onnx.ModelProto()
+        model.CopyFrom(given)
+        tensors = list(model.graph.initializer)
     with tempfile.TemporaryDirectory(prefix=".onnxq-", dir=path.parent) as scratch:
         staged = Path(scratch) / path.name
         staged_data = Path(scratch) / data_path.name

@@ -19,10 +19,10 @@ from typing import ClassVar
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnxq.passes.lower.embedding import lower_embedding
 
 from onnxq import graph as g
 from onnxq.graph import Graph, Node
-from onnxq.passes.lower.embedding import lower_embedding
 from onnxq.pipeline import Context, Pass
 from onnxq.qtype import QTensor
 
@@ -112,7 +112,7 @@ class _Writer:
             else:
                 axes = g.constant(self.namer(f"{x.name}_axes"), np.array([-1]))
                 largest = self._emit(node, "ReduceMax", [magnitude, axes])
-            floor = g.constant(self.namer(f"{x.name}_floor"), np.float32(1e-30))
+            floor = g.constant(self.namer(f"{x.name}_floor"), np.array(1e-30, np.float32))
             rows = self._emit(node, "Max", [largest, floor])
             self.normalized[x.name] = (self._emit(node, "Div", [x, rows]), rows)
         return self.normalized[x.name]

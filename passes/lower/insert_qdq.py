@@ -12,11 +12,11 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnxq.passes.lower.embedding import lower_embedding
+from onnxq.passes.solve.quantize_bias import bias_key
 
 from onnxq import graph as g
 from onnxq.graph import Graph, Node
-from onnxq.passes.lower.embedding import lower_embedding
-from onnxq.passes.solve.quantize_bias import bias_key
 from onnxq.pipeline import Context, Pass
 from onnxq.qtype import Codes, Floats, QParams, QTensor
 

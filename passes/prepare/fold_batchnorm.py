@@ -57,12 +57,15 @@ def _fold_next(graph: Graph, node: Node, namer: g.Namer, ctx: Context) -> bool:
     a, c = affine
     if node.op == "MatMul" and np.any(c):
         return False  # MatMul has no bias; an Add is the cheapest place for one
+    bias = _bias(node, channels)
+    if bias is None:
+        return False
     if follower.op == "BatchNormalization" and node.op == "Conv":
         gamma, beta = (follower.inputs[i].values.astype(np.float64) for i in (1, 2))
         ctx.batch_statistics[follower.outputs[0].name] = (beta, np.abs(gamma))
     _scale_rows(node, a, namer)
     if node.op != "MatMul":
-        _set_bias(node, a * _bias(node, channels) + c, namer)
+        _set_bias(node, a * bias + c, namer)
     out = follower.outputs[0]
     follower.inputs.clear()
     follower.outputs.clear()
@@ -84,9 +87,7 @@ def _channel_axis_from_end(node: Node) -> int:
     return -1 - spatial
 
 
-def _affine(
-    node: Node, x: gs.Tensor, axis: int, channels: int
-) -> tuple[Vector, Vector] | None:
+def _affine(node: Node, x: gs.Tensor, axis: int, channels: int) -> tuple[Vector, Vector] | None:
     """(a, c) of y = a·x + c per channel, or None if the node is no such map of x."""
     if node.op == "BatchNormalization":
         if node.attrs.get("training_mode", 0) or len(node.outputs) > 1:
@@ -151,16 +152,19 @@ def _set_weight(node: Node, values: NDArray[Any], namer: g.Namer) -> None:
     node.inputs[1] = gs.Constant(namer(f"{old.name}_folded"), values.astype(old.dtype))
 
 
-def _bias(node: Node, channels: int) -> Vector:
-    if len(node.inputs) > 2 and node.inputs[2].name:
-        return np.broadcast_to(node.inputs[2].values.astype(np.float64).reshape(-1), channels)
-    return np.zeros(channels)
+def _bias(node: Node, channels: int) -> Vector | None:
+    """What is added per channel, or None where that is computed or varies along other axes."""
+    if len(node.inputs) < 3 or not node.inputs[2].name:
+        return np.zeros(channels)
+    if not g.is_constant(node.inputs[2]):
+        return None
+    bias = _per_channel(node.inputs[2].values, -1, channels)
+    return None if bias is None else bias * node.attrs.get("beta", 1.0)
 
 
 def _set_bias(node: Node, values: Vector, namer: g.Namer) -> None:
-    bias = gs.Constant(
-        namer(f"{node.inputs[1].name}_bias"), values.astype(node.inputs[1].dtype)
-    )
+    bias = gs.Constant(namer(f"{node.inputs[1].name}_bias"), values.astype(node.inputs[1].dtype))
+    node.attrs.pop("beta", None)  # of Gemm; now in the values
     if len(node.inputs) > 2:
         node.inputs[2] = bias
     else:
@@ -172,7 +176,8 @@ def _fold_scale_before(graph: Graph, node: Node, namer: g.Namer) -> bool:
     scale = g.producer(node.inputs[0])
     if scale is None or scale.op not in ("Mul", "Div") or node.op == "ConvTranspose":
         return False
-    if g.sole_consumer(graph, node.inputs[0]) is not node or node.attrs.get("transA", 0):
+    alone = g.sole_consumer(graph, node.inputs[0]) is node
+    if not alone or node.attrs.get("transA", 0):
         return False
     view = g.weight_view(node)
     assert view is not None

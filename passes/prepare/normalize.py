@@ -61,8 +61,14 @@ def _constant_to_initializer(graph: Graph, node: Node) -> bool:
     if isinstance(value, gs.Constant):
         new = g.renamed(value, old.name)
     else:
-        key = next((k for k in ("value_float", "value_int", "value_floats", "value_ints")
-                    if k in node.attrs), None)
+        key = next(
+            (
+                k
+                for k in ("value_float", "value_int", "value_floats", "value_ints")
+                if k in node.attrs
+            ),
+            None,
+        )
         if key is None:
             return False
         dtype = np.float32 if "float" in key else np.int64

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
+import onnx_graphsurgeon as gs
+
 from onnxq import graph as g
 from onnxq.errors import OnnxqError, suggest
 from onnxq.graph import Graph, Node
@@ -53,7 +55,9 @@ class Assign(Pass):
         planner.run()
         done = len(ctx.plan.quantized(graph))
         if not done:
-            heavy = [ctx.plan[n.name].reason for n in graph.nodes if n.op in HEAVY and n.name in ctx.plan]
+            heavy = [
+                ctx.plan[n.name].reason for n in graph.nodes if n.op in HEAVY and n.name in ctx.plan
+            ]
             reasons = list(dict.fromkeys(reason for reason in heavy if reason))
             other = "; try --preset int8-static" if self.form == "dynamic" else ""
             raise OnnxqError(
@@ -152,9 +156,7 @@ class _Planner:
             return NodePlan(activation=rule.activation, output=codes, rule=rule) if codes else None
         rule = self.rule(node)
         if rule is None:
-            worth_a_word = (
-                node.op in self.ctx.target.ops or node.op in self.ctx.target.left_float
-            )
+            worth_a_word = node.op in self.ctx.target.ops or node.op in self.ctx.target.left_float
             return NodePlan(reason=self._refusal(node)) if worth_a_word else None
         moving = [i for i, t in enumerate(node.inputs) if t.name and not g.is_constant(t)]
         fixed = [t for t in node.inputs if g.is_constant(t)]
@@ -221,10 +223,10 @@ class _Planner:
         wanted: set[str] = set()
         for node in reversed(self.graph.nodes):
             for tensor in node.outputs:
-                readers = tensor.outputs
-                if readers and not g.is_output(self.graph, tensor):
-                    if all(self._wants_codes(reader, wanted) for reader in readers):
-                        wanted.add(tensor.name)
+                if g.is_output(self.graph, tensor) or not tensor.outputs:
+                    continue
+                if all(self._wants_codes(reader, wanted) for reader in tensor.outputs):
+                    wanted.add(tensor.name)
         return wanted
 
     def _wants_codes(self, reader: Node, wanted: set[str]) -> bool:
@@ -238,7 +240,7 @@ class _Planner:
 def _fork_shared_weights(graph: Graph, ctx: Context) -> None:
     """A weight that several nodes read in different ways becomes one initializer per way."""
     namer = g.Namer(graph)
-    ways: dict[str, dict[object, g.gs.Constant]] = {}
+    ways: dict[str, dict[object, gs.Constant]] = {}
     for node, plan in ctx.plan.quantized(graph):
         view = g.weight_view(node)
         if view is None or plan.weight is None:

@@ -17,11 +17,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from onnxq.passes.solve.assign import MOVERS
+from onnxq.passes.solve.trained import trained_draws
 
 from onnxq.graph import Graph
 from onnxq.observe import Extremes, Histogram, HistogramResult, MinMax, Observer
-from onnxq.passes.solve.assign import MOVERS
-from onnxq.passes.solve.trained import trained_draws
 from onnxq.pipeline import Context, Pass
 from onnxq.qtype import QParams, QType
 
@@ -106,8 +106,9 @@ def percentile_range(seen: HistogramResult, percentile: float) -> tuple[float, f
     tail = (100 - percentile) / 200
     cumulative = np.cumsum(seen.counts) / seen.counts.sum()
     centers = seen.centers
-    low = centers[np.searchsorted(cumulative, tail)]
-    high = centers[min(np.searchsorted(cumulative, 1 - tail), len(centers) - 1)]
+    first = int(np.searchsorted(cumulative, tail))
+    last = min(int(np.searchsorted(cumulative, 1 - tail)), len(centers) - 1)
+    low, high = centers[first], centers[last]
     return max(float(low), seen.low), min(float(high), seen.high)
 
 
@@ -124,9 +125,7 @@ def search_range(seen: HistogramResult, qtype: QType, method: str) -> tuple[floa
     shrink = np.linspace(1 / CANDIDATES, 1, CANDIDATES)
     low, high = seen.low, seen.high
     for ends in ((1, 1), (1, 0), (0, 1)):
-        tried = [
-            (low * (f if ends[0] else 1), high * (f if ends[1] else 1)) for f in shrink[::-1]
-        ]
+        tried = [(low * (f if ends[0] else 1), high * (f if ends[1] else 1)) for f in shrink[::-1]]
         losses = [loss(x, weight, a, b, qtype) for a, b in tried]
         low, high = tried[int(np.argmin(losses))]
     return float(low), float(high)

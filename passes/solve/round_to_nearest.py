@@ -22,11 +22,11 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from onnxq.passes.solve.trained import trained_moments
 
 from onnxq import graph as g
 from onnxq.graph import Graph
 from onnxq.observe import ChannelMoments, Moments, Observer
-from onnxq.passes.solve.trained import trained_moments
 from onnxq.pipeline import Context, Pass
 from onnxq.qtype import (
     Codes,
@@ -39,7 +39,7 @@ from onnxq.qtype import (
 )
 
 BLOCK = 1 << 15  # weights searched at a time
-WIDENINGS = np.linspace(0.9, 127 / 64, 70)  # of a channel's scale: at the last one all pairs hold
+WIDENINGS = np.linspace(0.9, 127 / 64, 36)  # of a channel's scale: at the last one all pairs hold
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ def round_to_nearest(
 ) -> QTensor:
     """Codes of a weight (out, in).
 
-    `pair_limit` bounds |c_2i + c_2i+1|; it needs a symmetric signed format with one scale per tensor
-    or channel. `moments` are μ and σ² above, broadcastable to (out, in); without them all inputs
+    `pair_limit` bounds |c_2i + c_2i+1|; it needs a symmetric signed format, one scale per tensor or
+    channel. `moments` are μ and σ² above, broadcastable to (out, in); without them all inputs
     count alike. Raises ValueError where the bound cannot be kept.
     """
     if pair_limit is None and (moments is None or (qtype.group or -1) > 0 or not qtype.symmetric):
@@ -97,7 +97,7 @@ def round_to_nearest(
     if not (qtype.signed and qtype.symmetric) or (qtype.group or -1) > 0:
         raise ValueError(f"no pair-safe rounding for {qtype}: it needs one symmetric signed scale")
     mean, variance = (
-        np.broadcast_to(a, weight.shape)
+        np.broadcast_to(a.astype(np.float32), weight.shape)
         for a in moments or ChannelMoments(np.zeros((1, 1)), np.ones((1, 1)))
     )
     if qtype.group is None:
@@ -122,7 +122,7 @@ def search_scale(
     base, zero = weight_scale(weight, qtype)
     axis = None if qtype.group is None else 1
     best_error, best_scale = np.full(base.shape, np.inf), base
-    best_codes = np.zeros(weight.shape)
+    best_codes = np.zeros(weight.shape, np.float32)
     for widening in WIDENINGS:
         scale = (base * np.float32(widening)).astype(np.float32)
         unit = spread(scale, weight.shape)

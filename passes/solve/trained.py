@@ -1,8 +1,8 @@
 """What batch normalisation still knows of the training data, for runs without samples.
 
-A channel had mean β and deviation |γ| after BatchNormalization: normal draws with those, through the
-Relu or Clip that follows, stand for the values it took (Nagel et al. 2019, "Data-Free Quantization
-Through Weight Equalization and Bias Correction", §4.2).
+A channel had mean β and deviation |γ| after BatchNormalization: normal draws with those, through
+the Relu or Clip that follows, stand for the values it took (Nagel et al. 2019, "Data-Free
+Quantization Through Weight Equalization and Bias Correction", §4.2).
 """
 
 from __future__ import annotations

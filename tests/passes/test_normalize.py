@@ -1,0 +1,101 @@
+import numpy as np
+import onnx
+import pytest
+from graphs import ZOO, apply, constant_nodes, model, normal, opset_11, ops, relative, run, tied
+
+from onnxq import graph as g
+from onnxq.passes import Normalize
+
+X = {"x": normal(3, 4)}
+W = {"w": normal(4, 4)}
+
+# (nodes, those left): each law by itself
+LAWS = {
+    "Constant value": ("c = Constant <value = float[4] {1,2,3,4}> () y = Add (x, c)", ["Add"]),
+    "Constant float": ("c = Constant <value_float = 2.5> () y = Mul (x, c)", ["Mul"]),
+    "Constant floats": ("c = Constant <value_floats = [1.0,2.0,3.0,4.0]> () y = Mul (x, c)", ["Mul"]),
+    "Constant ints": ("c = Constant <value_ints = [4,3]> () y = Reshape (x, c)", ["Reshape"]),
+    "Identity": ("i = Identity (x) y = Relu (i)", ["Relu"]),
+    "Identity before the output": ("r = Relu (x) y = Identity (r)", ["Relu"]),
+    "Identity of a weight": ("i = Identity (w) y = MatMul (x, i)", ["MatMul"]),
+    "Dropout": ("r = Relu (x) d = Dropout (r) y = Relu (d)", ["Relu", "Relu"]),
+    "Transpose": ("t = Transpose <perm = [1,0]> (w) y = MatMul (x, t)", ["MatMul"]),
+    "Reshape": ("s = Constant <value_ints = [4,4]> () t = Reshape (w, s) y = MatMul (x, t)", ["MatMul"]),
+    "Cast": ("t = Cast <to = 11> (w) u = Cast <to = 1> (t) y = MatMul (x, u)", ["MatMul"]),
+    "chain": ("t = Transpose (w) i = Identity (t) u = Transpose (i) y = MatMul (x, u)", ["MatMul"]),
+}  # fmt: skip
+# What must not be touched, and why
+KEPT = {
+    "Identity between input and output": ("y = Identity (x)", ["Identity"]),
+    "Transpose of an activation": ("y = Transpose (x)", ["Transpose"]),
+    "Constant that is an output": ("y = Constant <value = float[1,1] {1}> ()", ["Constant"]),
+    "Transpose of a weight that is an output": ("y = Transpose (w)", ["Transpose"]),
+    "Dropout in training": (
+        "a = Constant <value_float = 0.0> () t = Constant <value = bool {1}> () y = Dropout (x, a, t)",
+        ["Dropout"],
+    ),
+    "Dropout whose mask is read": (
+        "d, m = Dropout (x) c = Cast <to = 1> (m) y = Add (d, c)",
+        ["Dropout", "Cast", "Add"],
+    ),
+}
+
+
+@pytest.mark.parametrize("law", LAWS | KEPT)
+def test_each_law_by_itself(law: str) -> None:
+    body, left = (LAWS | KEPT)[law]
+    source = model(f"(float[3,4] x) => (float[a,b] y) {{ {body} }}", **W)
+    expected = run(source, X)["y"]
+    graph, changes, _ = apply(Normalize(), source)
+    assert ops(graph) == left
+    assert changes > 0 or law in KEPT
+    np.testing.assert_array_equal(run(graph, X)["y"], expected)
+    assert [t.name for t in graph.outputs] == ["y"]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_function_stays_and_names_are_unique(name: str) -> None:
+    case = ZOO[name]()
+    graph, _, ctx = apply(Normalize(), case.model)
+    assert graph.opset >= ctx.target.opset
+    for feed in case.feeds[:3]:
+        for key, values in run(case.model, feed).items():
+            assert relative(run(graph, feed)[key], values) < 1e-5
+    names = [node.name for node in g.walk(graph)]
+    assert len(set(names)) == len(names)
+    assert not {"Constant", "Identity", "Dropout"} & set(ops(graph))
+
+
+def test_weights_behind_constants_reshapes_and_transposes_are_weights_afterwards() -> None:
+    for make in (constant_nodes, tied):
+        graph, _, _ = apply(Normalize(), make().model)
+        products = [node for node in graph.nodes if node.op in ("MatMul", "Gather")]
+        assert products
+        assert all(g.weight_view(node) is not None for node in products)
+
+
+def test_opset_11_becomes_13() -> None:
+    graph, changes, _ = apply(Normalize(), opset_11().model)
+    made = g.to_proto(graph)
+    assert made.opset_import[0].version == 13
+    assert changes > 0
+    squeeze = next(node for node in graph.nodes if node.op == "Squeeze")
+    assert squeeze.inputs[1].values.tolist() == [2, 3]  # axes became an input in 13
+
+
+def test_a_constant_read_inside_a_body_is_an_initializer_outside() -> None:
+    source = model("""(float[n,2] x, bool choice) => (float[n,2] y) {
+        w = Constant <value = float[2,2] {1,2,3,4}> ()
+        t = Transpose (w)
+        y = If (choice) <
+            then_branch = yes () => (float[n,2] a) { a = MatMul (x, t) },
+            else_branch = no () => (float[n,2] b) { i = Identity (x) b = Relu (i) }
+        >
+    }""")
+    graph, _, _ = apply(Normalize(), source)
+    assert sorted(ops(graph)) == ["If", "MatMul", "Relu"]
+    onnx.checker.check_model(g.to_proto(graph), full_check=True)
+    x = normal(3, 2)
+    for choice in (True, False):
+        feed = {"x": x, "choice": np.array(choice)}
+        assert relative(run(graph, feed)["y"], run(source, feed)["y"]) < 1e-6
