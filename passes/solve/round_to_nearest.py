@@ -39,7 +39,7 @@ from onnxq.qtype import (
 )
 
 BLOCK = 1 << 15  # weights searched at a time
-WIDENINGS = np.linspace(0.9, 127 / 64, 36)  # of a channel's scale: at the last one all pairs hold
+WIDENINGS = (*np.arange(29, 63) / 32, 127 / 64)  # of a channel's scale; at the last all pairs hold
 
 
 @dataclass(frozen=True)

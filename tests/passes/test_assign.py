@@ -1,0 +1,183 @@
+import numpy as np
+import pytest
+from graphs import ZOO, Case, apply, context, model, normal, pipeline, run, sqnr
+
+from onnxq import graph as g
+from onnxq.errors import OnnxqError
+from onnxq.passes import Assign, FoldBatchNorm, Normalize
+from onnxq.pipeline import Plan
+
+
+def plan_of(case: Case, target: str = "cpu", **fields: object) -> tuple[Plan, g.Graph]:
+    graph, ctx = g.load(case.model), context(target)
+    for step in (Normalize(), FoldBatchNorm(), Assign(**fields)):  # type: ignore[arg-type]
+        step.apply(graph, ctx)
+    return ctx.plan, graph
+
+
+def test_heavy_operators_get_the_targets_formats_and_the_rest_follows() -> None:
+    plan, _ = plan_of(ZOO["residual"]())
+    formats = {name: (str(p.weight), str(p.activation)) for name, p in plan.items() if p.quantized}
+    assert formats["a"] == formats["c"] == formats["z"] == ("s8:channel", "u8a")
+    assert formats["r"] == formats["s"] == formats["m"] == ("None", "u8a")
+    assert plan["z"].inputs == (0,)
+    assert plan["s"].inputs == (0, 1)
+    # What a kernel fuses is not rounded twice: the pair stands after the Relu.
+    assert not plan["a"].output
+    assert plan["r"].output
+    assert plan["m"].output
+    assert plan["a"].rule is not None
+    assert plan["a"].rule.pair_limit == 128
+
+
+def test_light_operators_stay_float_between_float_tensors() -> None:
+    text = """(float[n,4,6,6] x) => (float[n,4,1,1] y) {
+        s = Add (x, x)
+        e = Erf (s)
+        p = AveragePool <kernel_shape = [2,2]> (e)
+        y = Conv <strides = [9,9]> (p, w)
+    }"""
+    plan, _ = plan_of(Case(model(text, w=normal(4, 4, 1, 1)), []))
+    assert "float" in plan["s"].reason
+    assert "float" in plan["p"].reason
+    assert "GELU" in plan["e"].reason
+    assert plan["y"].quantized
+
+
+def test_products_of_activations_are_quantized_and_softmax_is_not() -> None:
+    plan, _ = plan_of(ZOO["attention"]())
+    for name in ("s", "c"):
+        assert plan[name].weight is None
+        assert str(plan[name].activation) == "u8a"
+        assert plan[name].inputs == (0, 1)
+    assert plan["p"].reason.startswith("rounding attention weights")
+    assert {n for n, p in plan.items() if p.weight} == {"q", "k", "v", "o"}
+
+
+def test_the_dynamic_form_leaves_products_of_activations_and_convolutions() -> None:
+    plan, _ = plan_of(ZOO["attention"](), form="dynamic")
+    assert {n for n, p in plan.items() if p.quantized} == {"q", "k", "v", "o"}
+    plan, _ = plan_of(ZOO["depthwise"](), form="dynamic")
+    assert {n for n, p in plan.items() if p.quantized} == {"y"}
+    assert all(p.reason for n, p in plan.items() if n != "y" and p.reason != "")
+
+
+def test_every_node_left_out_has_a_reason_in_the_report() -> None:
+    result = pipeline(ZOO["three_dimensions"]().model, ZOO["three_dimensions"]().feeds)
+    reasons = {record.name: record.reason for record in result.report.layers}
+    assert "not of this shape" in reasons["h"]
+    assert "y" not in reasons
+
+
+# ── selectors ────────────────────────────────────────────────────────────────────────────────────
+
+EVERYTHING = {"q", "k", "v", "s", "c", "o"}
+
+
+@pytest.mark.parametrize(
+    ("selectors", "expected"),
+    [
+        ({"exclude": ("q",)}, EVERYTHING - {"q"}),
+        ({"exclude": ("[qk]", "o")}, {"v", "s", "c"}),
+        ({"exclude": ("re:^[qkv]$",)}, {"s", "c", "o"}),
+        ({"include": ("MatMul",)}, EVERYTHING),
+        ({"include": ("re:Mat.*",), "exclude": ("s", "c")}, {"q", "k", "v", "o"}),
+        ({"include": ("o",)}, {"o"}),
+    ],
+)
+def test_nodes_are_chosen_by_glob_expression_and_type(
+    selectors: dict[str, tuple[str, ...]], expected: set[str]
+) -> None:
+    plan, _ = plan_of(ZOO["attention"](), **selectors)
+    assert {n for n, p in plan.items() if p.quantized and n in EVERYTHING} == expected
+    for name in EVERYTHING - expected:
+        excluded = name not in expected and "exclude" in selectors
+        assert plan[name].reason in ("excluded by the user", "not among the included")
+        assert excluded or plan[name].reason == "not among the included"
+
+
+@pytest.mark.parametrize("where", ["include", "exclude"])
+@pytest.mark.parametrize(
+    ("pattern", "nearest"),
+    [("MatMull", "MatMul"), ("matmul", "MatMul"), ("layer*", "known:"), ("re:^zzz", "known:")],
+)
+def test_a_selector_that_matches_nothing_is_an_error_with_the_nearest_names(
+    where: str, pattern: str, nearest: str
+) -> None:
+    with pytest.raises(OnnxqError) as error:
+        plan_of(ZOO["attention"](), **{where: (pattern,)})
+    message = str(error.value)
+    assert repr(pattern) in message
+    assert nearest in message
+    assert "MatMul" in message
+    assert "\n" not in message
+
+
+def test_selectors_of_the_run_count_like_those_of_the_recipe() -> None:
+    case = ZOO["attention"]()
+    result = pipeline(case.model, case.feeds, exclude=("q",), settings=['assign.exclude=["k"]'])
+    assert not result.context.plan["q"].quantized
+    assert not result.context.plan["k"].quantized
+    assert result.context.plan["v"].quantized
+    with pytest.raises(OnnxqError, match="nearest: MatMul"):
+        pipeline(case.model, case.feeds, include=("MatMool",))
+
+
+def test_a_broken_expression_is_an_error() -> None:
+    with pytest.raises(OnnxqError, match="no regular expression"):
+        plan_of(ZOO["attention"](), exclude=("re:[",))
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("y = Relu (x)", "it has no operator with weights"),
+        ("y = ConvTranspose (x, w)", "no integer ConvTranspose"),
+    ],
+)
+def test_nothing_to_quantize_is_an_error_with_the_reason(body: str, reason: str) -> None:
+    source = model(f"(float[n,4,5,5] x) => (float[a,b,c,d] y) {{ {body} }}", w=normal(4, 4, 1, 1))
+    with pytest.raises(OnnxqError, match="nothing in this model can be quantized") as error:
+        apply(Assign(), source)
+    assert reason in str(error.value)
+
+
+def test_everything_excluded_is_an_error() -> None:
+    with pytest.raises(OnnxqError, match="excluded by the user"):
+        plan_of(ZOO["matmul"](), exclude=("MatMul",))
+
+
+# ── shared weights ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_weight_read_in_two_ways_becomes_two() -> None:
+    """As an embedding a scale belongs to a row, as a matrix to a column."""
+    text = """(int64[n,l] ids) => (float[n,l,8] y) {
+        e = Gather (w, ids)
+        h = MatMul (e, w)
+        y = MatMul (h, w)
+    }"""
+    rng = np.random.default_rng(0)
+    feeds = [{"ids": rng.integers(0, 8, (1, 5))} for _ in range(4)]
+    case = Case(model(text, w=normal(8, 8)), feeds)
+    _, graph = plan_of(case)
+    gather, first, second = graph.nodes
+    assert gather.inputs[0].name != first.inputs[1].name
+    assert first.inputs[1] is second.inputs[1]
+    for preset in ("int8-static", "int8-dynamic"):
+        result = pipeline(case.model, case.feeds, preset)
+        assert len({q.codes.tobytes() for q in result.context.weights.values()}) == 2
+        for feed in feeds:
+            exact = run(case.model, feed)["y"]
+            assert sqnr(run(result.graph, feed)["y"], exact) > 25
+
+
+def test_a_weight_that_a_float_node_reads_too_is_left_to_it() -> None:
+    case = ZOO["shared_weights"]()
+    source = case.model
+    result = pipeline(source, case.feeds, exclude=("c",))
+    kept = {t.name: t.values for t in g.constants(result.graph)}
+    original = {t.name: t.values for t in g.constants(g.load(source))}
+    float_node = next(n for n in result.graph.nodes if n.name == "c")
+    np.testing.assert_array_equal(float_node.inputs[1].values, original["w"])
+    assert kept["w"].dtype == np.float32
