@@ -500,7 +500,7 @@ def _peak_memory(model: Path, feed: Feed, threads: int | None) -> float:
             "s = Session(sys.argv[1], threads=int(sys.argv[3]) or None); s.run(feed);"
             "print(peak_mb() - b)"
         )
-        arguments = [sys.executable, "-c", code, str(model), str(path), str(threads or 0)]
+        arguments = [sys.executable, "-P", "-c", code, str(model), str(path), str(threads or 0)]
         done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

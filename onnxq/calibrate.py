@@ -33,10 +33,10 @@ def observe(
     if unknown:
         raise OnnxqError(f"cannot observe {unknown[0]!r}: the graph has no tensor of that name")
     inputs = {t.name for t in graph.inputs}
-    model = g.to_proto(graph)
+    model, weights = g.to_proto_without_weights(graph)
     fetched = [name for name in wanted if name not in inputs]
     _make_outputs(model, fetched)
-    session = Session(model, threads=threads)
+    session = Session(model, threads=threads, initializers=weights)
     total = len(samples)
     for done, feed in enumerate(samples):
         progress(done, total)

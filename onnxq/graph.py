@@ -23,6 +23,7 @@ Array = NDArray[Any]
 Graph: TypeAlias = gs.Graph
 Node: TypeAlias = gs.Node
 
+_LARGE = 1 << 16  # numbers in an initializer that is worth leaving out of a ModelProto
 _CARRIED = "onnxq_carried"  # what graphsurgeon drops: kept on the graph as a ModelProto shell
 _STANDARD_DOMAINS = (None, "", "ai.onnx")
 
@@ -67,6 +68,30 @@ def to_proto(graph: Graph) -> onnx.ModelProto:
     model.ir_version = max(minimum_ir_version(graph.opset), shell.ir_version)
     model.producer_name, model.producer_version = "onnxq", ""
     return model
+
+
+def to_proto_without_weights(graph: Graph) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """The ModelProto with large initializers left out, and those by name.
+
+    A session takes them as they are in memory (`Session(initializers=…)`), so that a model of any
+    size is neither copied nor serialized to be run.
+    """
+    light, weights = copy(graph), {}
+    for tensor in light.tensors().values():
+        if not is_constant(tensor) or np.dtype(tensor.dtype).kind not in "fiu":
+            continue
+        if math.prod(tensor.shape) < _LARGE:
+            continue
+        weights[tensor.name] = np.ascontiguousarray(tensor.values)
+        stub = onnx.TensorProto(
+            name=tensor.name,
+            dims=tensor.shape,
+            data_type=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)),
+            data_location=onnx.TensorProto.EXTERNAL,
+        )
+        stub.external_data.add(key="location", value="in-memory")
+        tensor._values = gs.ir.tensor.LazyValues(stub)
+    return to_proto(light), weights
 
 
 def save(graph: Graph, path: str | Path) -> int:
@@ -344,6 +369,8 @@ class WeightView:
 
         Grouped convolutions see a slice of the channels each.
         """
+        if self.node.op == "ConvTranspose":  # a row holds the input channels of every group
+            return np.tile(per_channel, math.prod(self.tensor.shape[2:]))[None, :]
         if self.node.op != "Conv":
             return per_channel[None, :]
         out, per_group, *kernel = self.tensor.shape

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 BINS = 2048
-_SUBSAMPLE = 1 << 16  # values counted per tensor and sample: a histogram of more costs more than
+_SUBSAMPLE = 1 << 15  # values counted per tensor and sample: a histogram of more costs more than
 # the inference itself, and its tails, which decide, are kept exactly by the minimum and maximum
 _SMALLEST = 2.0**-100  # limit of a histogram: the reciprocal of less overflows float32
 

@@ -132,19 +132,26 @@ class QTensor:
 
     def dequantize(self) -> NDArray[np.float32]:
         """Real values, (out, in) float32."""
-        scale, zero = (spread(a, self.codes.shape) for a in (self.scale, self.zero))
+        shape, group = self.codes.shape, self.qtype.group
+        scale, zero = (spread(a, shape, group) for a in (self.scale, self.zero))
         return ((self.codes.astype(np.float32) - zero.astype(np.float32)) * scale).astype(
             np.float32
         )
 
 
-def spread(per_group: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Repeat a scale or zero point of shape (), (out,) or (out, blocks) over (out, in)."""
+def spread(
+    per_group: NDArray[Any], shape: tuple[int, ...], group: int | None = None
+) -> NDArray[Any]:
+    """Repeat a scale or zero point of shape (), (out,) or (out, blocks) over (out, in).
+
+    `group` is the size of a block, of which the last may be cut short.
+    """
     if per_group.ndim == 0:
         return per_group
     if per_group.ndim == 1:
         return per_group[:, None]
-    return np.repeat(per_group, -(-shape[1] // per_group.shape[1]), axis=1)[:, : shape[1]]
+    assert group is not None
+    return np.repeat(per_group, group, axis=1)[:, : shape[1]]
 
 
 def scale_and_zero(low: ArrayLike, high: ArrayLike, qtype: QType) -> tuple[Floats, Codes]:
@@ -188,5 +195,5 @@ def weight_scale(weight: Floats, qtype: QType) -> tuple[Floats, Codes]:
 
 def quantize_weight(weight: Floats, scale: Floats, zero: Codes, qtype: QType) -> QTensor:
     """Round a weight (out, in) to the nearest code under a given scale and zero point."""
-    spread_scale, spread_zero = spread(scale, weight.shape), spread(zero, weight.shape)
+    spread_scale, spread_zero = (spread(a, weight.shape, qtype.group) for a in (scale, zero))
     return QTensor(quantize(weight, spread_scale, spread_zero, qtype), scale, zero, qtype)

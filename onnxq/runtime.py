@@ -30,8 +30,12 @@ class Session:
         optimize: bool = True,
         threads: int | None = None,
         config: Mapping[str, str] | None = None,
+        initializers: Mapping[str, Array] | None = None,
     ) -> None:
-        """Raises OnnxqError when the runtime refuses the model or lacks the provider."""
+        """`initializers` are weights that the model itself leaves out.
+
+        Raises OnnxqError when the runtime refuses the model or lacks the provider.
+        """
         missing = [p for p in providers if p not in ort.get_available_providers()]
         if missing:
             have = ", ".join(ort.get_available_providers())
@@ -45,6 +49,11 @@ class Session:
         )
         for key, value in (config or {}).items():
             options.add_session_config_entry(key, value)
+        self._weights = {  # the session reads them where they are, so they must outlive it
+            name: ort.OrtValue.ortvalue_from_numpy(a) for name, a in (initializers or {}).items()
+        }
+        if self._weights:
+            options.add_external_initializers(list(self._weights), list(self._weights.values()))
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         try:
             self.ort = ort.InferenceSession(self._source(model), options, providers=list(providers))
@@ -58,7 +67,7 @@ class Session:
         if not isinstance(model, onnx.ModelProto):
             return str(model)
         tensors = model.graph.initializer
-        external = any(t.external_data for t in tensors)
+        external = any(t.external_data for t in tensors) and not self._weights
         if not external and sum(len(t.raw_data) for t in tensors) < _SERIALIZE_LIMIT:
             return bytes(model.SerializeToString())
         self._scratch = tempfile.TemporaryDirectory(prefix="onnxq-")

@@ -147,7 +147,7 @@ def _first_difference(model: onnx.ModelProto, feed: Feed) -> str:
         cut.graph.output.append(onnx.ValueInfoProto(name=name))
         off = Session(cut, optimize=False).run(feed, [name])[name]
         on = Session(cut).run(feed, [name])[name]
-        if off.dtype.kind != "f":
+        if off.dtype.kind not in "fiu":
             return False
         seen = Comparison()
         seen.update(off, on)
@@ -157,6 +157,10 @@ def _first_difference(model: onnx.ModelProto, feed: Feed) -> str:
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if differs(middle) else (middle + 1, high)
+    # Where a node between does not show the difference, bisection ends below its cause.
+    made = {name: index for index, node in enumerate(nodes) for name in node.output}
+    while causes := [made[t] for t in nodes[low].input if t in made and differs(made[t])]:
+        low = causes[0]
     return f"{nodes[low].name!r} ({nodes[low].op_type})"
 
 

@@ -225,6 +225,15 @@ def test_the_columns_of_conv_are_those_of_an_unfolded_input(name: str) -> None:
     )
 
 
+def test_a_statistic_of_conv_transpose_arrives_at_the_weights_of_its_channel() -> None:
+    node, weight = layer("ConvTranspose")
+    view = g.weight_view(node)
+    assert view is not None
+    statistic = np.float32([2, 3, 5])
+    scaled = view.from_matrix(view.matrix() * view.column_statistic(statistic))
+    np.testing.assert_array_equal(scaled, weight * statistic[:, None, None, None])
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -159,7 +159,7 @@ def test_codes_and_values_are_those_of_onnx(text: str, group: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "shape"), [("", ()), (":channel", (3,)), (":4", (3, 3)), (":16", (3, 1))]
+    ("group", "shape"), [("", ()), (":channel", (3,)), (":4", (3, 3)), (":8", (3, 2)), (":16", (3, 1))]
 )
 def test_each_group_has_the_scale_of_its_own_values(group: str, shape: tuple[int, ...]) -> None:
     weight = normal(3, 10) * np.logspace(0, 2, 10, dtype=np.float32)
@@ -168,7 +168,7 @@ def test_each_group_has_the_scale_of_its_own_values(group: str, shape: tuple[int
         scale, zero = weight_scale(weight, qtype)
         assert scale.shape == zero.shape == shape
         width = {"": 10, ":channel": 10}.get(group) or int(group[1:])
-        wide_scale = np.broadcast_to(spread(scale, weight.shape), weight.shape)
+        wide_scale = np.broadcast_to(spread(scale, weight.shape, qtype.group), weight.shape)
         for row in range(3):
             for start in range(0, 10, width):
                 rows = slice(None) if group == "" else row

@@ -40,7 +40,8 @@ class QuantizeBias(Pass):
             weight = ctx.weights.get(node.inputs[1].name)
             if weight is None or weight.scale.ndim > 1:
                 continue
-            bias = np.asarray(node.inputs[2].values, np.float64).reshape(-1)
+            bias = np.asarray(node.inputs[2].values, np.float64)
+            bias = np.broadcast_to(bias, len(weight.codes))  # Gemm's may be one value for all
             unit = float(ctx.activations[node.inputs[0].name].scale) * weight.scale.astype(float)
             if node.op == "Gemm":
                 unit = unit * node.attrs.get("alpha", 1.0) / node.attrs.get("beta", 1.0)

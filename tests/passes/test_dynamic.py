@@ -93,7 +93,7 @@ def test_weights_are_stored_as_int8_and_no_sample_is_needed() -> None:
     assert [i.data_type for n, i in stored.items() if n.endswith("_quantized")] == [3, 3]
 
 
-@pytest.mark.parametrize("weight", ["s8", "s8:channel", "u8a", "u8a:channel"])
+@pytest.mark.parametrize("weight", ["s8", "s8:channel", "u8a"])
 @pytest.mark.parametrize("group", [1, 2])
 def test_convolutions_with_a_rule_run_as_conv_integer(
     weight: str, group: int, tmp_path: Path

@@ -1,0 +1,150 @@
+from pathlib import Path
+
+import pytest
+from graphs import depthwise, matmul, residual
+
+from onnxq import graph as g
+from onnxq import target as targets
+from onnxq.errors import OnnxqError
+from onnxq.qtype import QType
+from onnxq.target import detect, load_target, target_names, target_text
+
+MINE = """
+summary = "mine"
+providers = ["CPUExecutionProvider"]
+opset = 17
+[[rule]]
+ops = ["Conv", "MatMul"]
+form = "static"
+activation = "s8"
+weight = "s4:32"
+source = "a test"
+[left_float]
+Softmax = "no"
+[session]
+"session.x64quantprecision" = "1"
+"""
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "mine.toml"
+    path.write_text(text, "utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_every_shipped_target_loads_and_says_where_its_rules_come_from(name: str) -> None:
+    target = load_target(name)
+    assert target.name == name
+    assert target.providers == ("CPUExecutionProvider",)
+    assert target.summary
+    for op in ("Conv", "Gemm", "MatMul", "Gather", "Add", "MaxPool"):
+        for rule in target.ops[op]:
+            assert rule.source.split(":")[0] in ("measured", "documented") or "measured" in (
+                rule.source
+            ) or rule.source.startswith(("a row", "fuses")), rule.source
+    assert "summary" in target_text(name)
+
+
+@pytest.mark.parametrize("name", ["cpu", "cpu-avx2"])
+def test_targets_without_vnni_bound_the_pairs_of_every_kernel_that_adds_in_16_bits(
+    name: str,
+) -> None:
+    for op in ("Conv", "Gemm", "MatMul"):
+        for rule in load_target(name).ops[op]:
+            if rule.weight is not None and not rule.depthwise:
+                assert rule.pair_limit == 128, (op, rule.form)
+                assert rule.activation == QType.parse("u8a")
+
+
+@pytest.mark.parametrize("name", ["cpu-vnni", "cpu-arm64"])
+def test_targets_that_add_in_32_bits_use_every_code(name: str) -> None:
+    target = load_target(name)
+    rules = [r for op in ("Conv", "Gemm", "MatMul") for r in target.ops[op]]
+    assert not [r for r in rules if r.pair_limit]
+    assert target.ops["Add"] == load_target("cpu").ops["Add"]
+
+
+def test_the_first_rule_that_fits_the_node_is_taken() -> None:
+    target = load_target("cpu")
+    nodes = {n.outputs[0].name: n for n in g.load(depthwise().model).nodes}
+    pointwise, deep = target.rule(nodes["a"], "static"), target.rule(nodes["d"], "static")
+    assert pointwise is not None
+    assert deep is not None
+    assert (pointwise.pair_limit, deep.pair_limit) == (128, None)
+    assert target.rule(nodes["a"], "dynamic") is None
+    assert target.rule(nodes["y"], "dynamic") is not None
+
+
+def test_why_a_node_stays_float() -> None:
+    nodes = {n.outputs[0].name: n for n in g.load(residual().model).nodes}
+    target = load_target("cpu")
+    assert "ten times slower" in target.why_float(nodes["a"], "dynamic")
+    assert target.why_float(nodes["r"], "static") == "cpu has no static integer form of Relu"
+    assert "not of this shape" in target.why_float(
+        g.load(matmul().model).nodes[0], "static"
+    )
+
+
+def test_a_target_of_ones_own(tmp_path: Path) -> None:
+    target = load_target(written(tmp_path, MINE))
+    assert (target.name, target.opset) == ("mine", 17)
+    assert target.session == {"session.x64quantprecision": "1"}
+    assert target.left_float == {"Softmax": "no"}
+    assert target.ops["Conv"] == target.ops["MatMul"]
+    assert target.ops["Conv"][0].weight == QType.parse("s4:32")
+
+
+def test_a_target_inherits_what_it_does_not_mention(tmp_path: Path) -> None:
+    text = 'base = "cpu"\nsummary = "s"\n' + MINE[MINE.index("[[rule]]") :]
+    mine, base = load_target(written(tmp_path, text)), load_target("cpu")
+    assert len(mine.ops["Conv"]) == 1
+    assert mine.ops["Gemm"] == base.ops["Gemm"]
+    assert mine.left_float == base.left_float | {"Softmax": "no"}
+    assert mine.opset == base.opset
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ('summary = "mine"', "", "lacks the key 'summary'"),
+        ('"s4:32"', '"s4:x"', "no number format"),
+        ('form = "static"', "", "form"),
+        ('source = "a test"', 'source = "a"\ncolour = "red"', "colour"),
+        ("[[rule]]", "[[rule", "not valid TOML"),
+    ],
+)
+def test_a_broken_target_is_an_error_on_one_line(
+    tmp_path: Path, before: str, after: str, message: str
+) -> None:
+    with pytest.raises(OnnxqError, match="target 'mine'") as error:
+        load_target(written(tmp_path, MINE.replace(before, after)))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_targets_are_refused_with_the_nearest() -> None:
+    with pytest.raises(OnnxqError, match="nearest: cpu-vnni"):
+        load_target("cpu-vnnni")
+    with pytest.raises(OnnxqError, match=r"no target file 'x\.toml'"):
+        load_target("x.toml")
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "expected"),
+    [
+        ("x86_64", {"avx2"}, "cpu-avx2"),
+        ("x86_64", {"avx2", "avx512_vnni"}, "cpu-vnni"),
+        ("AMD64", {"avx2", "avx_vnni"}, "cpu-vnni"),
+        ("x86_64", set(), "cpu-avx2"),
+        ("aarch64", {"asimd"}, "cpu-arm64"),
+        ("arm64", set(), "cpu-arm64"),
+    ],
+)
+def test_auto_reads_the_machine(
+    machine: str, flags: set[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets.platform, "machine", lambda: machine)
+    monkeypatch.setattr(targets, "cpu_flags", lambda: flags)
+    assert detect() == expected
+    assert load_target("auto").name == expected
