@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import platform
 import tempfile
@@ -20,6 +19,7 @@ import onnx
 from onnxq import graph as g
 from onnxq import verify
 from onnxq.errors import OnnxqError
+from onnxq.layers import count_macs, record_layers
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.pipeline import Pipeline, Progress, Result
 from onnxq.recipe import Recipe, load_recipe
@@ -32,7 +32,6 @@ from onnxq.target import Target, cpu_flags, load_target
 
 VERIFICATION_SAMPLES = 16  # at most; enough to tell models apart, few enough to stay quick
 LAYER_SAMPLES = 2  # every layer is run apart on each of them
-IN_BODY = "inside the body of a control-flow operator, which stays float"
 SYNTHETIC_SAMPLES = 32
 MADE_UP = {
     "images": "made-up images",
@@ -103,9 +102,12 @@ def quantize(
         rng=np.random.default_rng(seed),
         progress=progress,
     )
-    plan_layers(original, result, report)
+    record_layers(result, report)
     if check:
-        _verify(original, result, unseen, report, threads, progress)
+        with tempfile.TemporaryDirectory(prefix="onnxq-") as scratch:
+            staged = Path(scratch) / "model.onnx"
+            result.save(staged)
+            _verify(original, result, staged, unseen, report, threads, progress)
     _finish(result, place, report, write)
     return result
 
@@ -197,71 +199,13 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-# ── the report's layers ──────────────────────────────────────────────────────────────────────────
-
-
-def plan_layers(original: g.Graph, result: Result, report: Report) -> None:
-    """One record per layer of the float model that has weights or multiplies activations."""
-    left = {record.name: record for record in report.layers}
-    context = result.context
-    report.layers = []
-    report.parameters = sum(
-        math.prod(t.shape)
-        for t in g.constants(result.prepared)
-        if np.dtype(t.dtype).kind == "f" and len(t.shape) >= 1
-    )
-    for node in g.walk(result.prepared):
-        record = left.get(node.name)
-        plan = context.plan.get(node.name)
-        if node.op not in HEAVY and record is None:
-            continue
-        if node.op == "Gather" and g.weight_view(node) is None:
-            continue
-        form, reason = "float", record.reason if record else IN_BODY
-        if plan is not None and plan.quantized:
-            formats = [f"w {plan.weight}"] if plan.weight else []
-            formats += [f"a {plan.activation}"] if plan.activation else []
-            form, reason = ", ".join(formats), ""
-        report.layers.append(
-            LayerRecord(
-                name=node.name,
-                op=node.op,
-                form=form,
-                reason=reason,
-                output=node.outputs[0].name if node.outputs else "",
-                parameters=parameters(node),
-            )
-        )
-
-
-def parameters(node: g.Node) -> int:
-    """Numbers in a node's floating-point constants of rank two and more, and its biases."""
-    sizes = [
-        math.prod(t.shape) for t in node.inputs
-        if g.is_constant(t) and t.name and np.dtype(t.dtype).kind == "f"
-    ]  # fmt: skip
-    return sum(sizes)
-
-
-def macs(node: g.Node, output: tuple[int, ...], inner: int | None = None) -> int:
-    """Multiply-accumulates of a layer, given its output's shape; 0 where it makes none."""
-    view = g.weight_view(node)
-    if node.op == "Gather":
-        return 0
-    if view is None:
-        return math.prod(output) * (inner or 0)
-    if node.op == "ConvTranspose":
-        return math.prod(output) * view.tensor.shape[0] // view.groups
-    per_output = math.prod(view.tensor.shape[1:]) if node.op == "Conv" else view.matrix().shape[1]
-    return math.prod(output) * int(per_output)
-
-
 # ── verification ─────────────────────────────────────────────────────────────────────────────────
 
 
 def _verify(
     original: g.Graph,
     result: Result,
+    model: Path,
     unseen: Samples,
     report: Report,
     threads: int | None,
@@ -270,7 +214,6 @@ def _verify(
     """Law 7: checker, session, run, optimizations off and on, comparison with the input model."""
     steps = 5
     progress("verify", 0, steps)
-    model = result.to_proto()
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
@@ -287,7 +230,7 @@ def _verify(
     report.outputs = verify.output_records(verify.compare(reference, optimized, feeds))
     progress("compare optimizations off and on", 2, steps)
     report.optimizations_sqnr_db = verify.check_optimizations(
-        model, plain, optimized, reference, feeds[:4]
+        result.to_proto(), plain, optimized, reference, feeds[:4]
     )
     progress("compare layers", 3, steps)
     _rank(result, report, feeds[:LAYER_SAMPLES])
@@ -301,18 +244,13 @@ def _verify(
 
 def _rank(result: Result, report: Report, feeds: Sequence[verify.Feed]) -> None:
     """Each layer's own error and its share of the output error, into the report."""
-    layers = {r.output: r for r in report.layers if r.op in HEAVY}
-    errors = verify.layer_errors(result.prepared, result.graph, list(layers), feeds)
-    shapes = verify.shapes(result.prepared, list(layers), feeds[0])
-    nodes = {node.name: node for node in result.prepared.nodes}
-    for output, record in layers.items():
-        if output in shapes and record.name in nodes:
-            node = nodes[record.name]
-            inner = shapes.get(node.inputs[0].name, ())[-1:] if node.op == "MatMul" else ()
-            record.macs = macs(node, shapes[output], inner[0] if inner else None)
-        if output in errors and record.form != "float":
-            record.sqnr_db = errors[output].sqnr_db
-            record.contribution = errors[output].contribution
+    heavy = {r.output: r for r in report.layers if r.op in HEAVY}
+    count_macs(result, report, feeds[0])
+    errors = verify.layer_errors(result.prepared, result.graph, list(heavy), feeds)
+    for output, error in errors.items():
+        if heavy[output].form != "float":
+            heavy[output].sqnr_db = error.sqnr_db
+            heavy[output].contribution = error.contribution
 
 
 def _warn_of_results(report: Report) -> None:
@@ -438,17 +376,10 @@ def inspect(model: str | Path, *, target: str = "cpu", form: str = "static") -> 
     except OnnxqError as error:
         report.warn(str(error))
         result = Pipeline(steps[:2]).run(original, None, device, report=report)
-    plan_layers(original, result, report)
+    record_layers(result, report)
     try:
         feed = synthesize(_loaded(path), n=1, seed=0, path=path)[0][0]
-        layers = {r.output: r for r in report.layers if r.op in HEAVY}
-        shapes = verify.shapes(result.prepared, list(layers), feed)
-        nodes = {node.name: node for node in result.prepared.nodes}
-        for output, record in layers.items():
-            if output in shapes:
-                node = nodes[record.name]
-                inner = shapes.get(node.inputs[0].name, ())[-1:] if node.op == "MatMul" else ()
-                record.macs = macs(node, shapes[output], inner[0] if inner else None)
+        count_macs(result, report, feed)
     except OnnxqError as error:
         report.warn(f"multiply-accumulates not counted: {error}")
     return report
@@ -470,6 +401,12 @@ def bench(
         feeds, _ = synthesize(_loaded(first), n=1, seed=0, path=first)
     feed = next(iter(open_samples(feeds, input_specs(proto))))
     sessions = [Session(_existing(m), threads=threads) for m in models]
+    for model, session in zip(models, sessions, strict=True):
+        if set(session.inputs) != set(sessions[0].inputs):
+            raise OnnxqError(
+                f"{str(model)!r} takes {', '.join(session.inputs)} and {str(models[0])!r} takes "
+                f"{', '.join(sessions[0].inputs)}; bench models that take the same inputs"
+            )
     timed = verify.latency(sessions, feed, seconds=seconds * len(sessions), most=runs)
     memory = [_peak_memory(Path(m), feed, threads) for m in models]
     return [

@@ -78,9 +78,11 @@ def to_proto_without_weights(graph: Graph) -> tuple[onnx.ModelProto, dict[str, A
     """
     light, weights = copy(graph), {}
     for tensor in light.tensors().values():
-        if not is_constant(tensor) or np.dtype(tensor.dtype).kind not in "fiu":
+        if not is_constant(tensor):
             continue
-        if math.prod(tensor.shape) < _LARGE:
+        if np.dtype(tensor.dtype).kind not in "fiu" or math.prod(tensor.shape) < _LARGE:
+            if isinstance(tensor._values, ExternalValues):  # a session looks in no other folder
+                tensor._values = constant(tensor.name, tensor.values)._values
             continue
         weights[tensor.name] = np.ascontiguousarray(tensor.values)
         stub = onnx.TensorProto(

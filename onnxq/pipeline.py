@@ -119,7 +119,7 @@ class Result:
     def to_proto(self) -> onnx.ModelProto:
         return g.to_proto(self.graph)
 
-    def save(self, path: str) -> int:
+    def save(self, path: str | Path) -> int:
         """Write the model whole or not at all. Returns the bytes written."""
         return g.save(self.graph, path)
 

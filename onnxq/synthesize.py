@@ -92,10 +92,12 @@ def synthesize(
         feeds = _image_feeds(model, inputs, n, rng, path)
     elif vocabularies and all(_is_text(i) for i in inputs):
         kind = "tokens"
-        feeds = _token_feeds(inputs, vocabularies, n, rng)
+        longest = _longest(session, inputs, vocabularies)
+        feeds = _token_feeds(inputs, vocabularies, n, longest, rng)
         if _predicts_next(session, inputs, vocabularies):
             kind = "language model"
-            feeds = _written_feeds(session, inputs, vocabularies, _affordable(model, n), rng)
+            n = _affordable(model, n)
+            feeds = _written_feeds(session, inputs, vocabularies, n, longest, rng)
     else:
         feeds = _random_feeds(session, inputs, n, rng)
     if any(np.isnan(y).any() for y in _run(session, feeds[0]) if _is_float(y)):
@@ -471,10 +473,28 @@ def _random_ids(
     }
 
 
+def _longest(
+    session: ort.InferenceSession, inputs: list[_Input], vocabularies: dict[str, int]
+) -> int:
+    """The longest sequence, of those we would write, that the model has positions for."""
+    for length in (_LENGTH, 48, 32, 16):
+        ids = _random_ids(inputs, vocabularies, 1, length, np.random.default_rng(0))
+        try:
+            _run(session, _text_feed(inputs, ids))
+        except OnnxqError:
+            continue
+        return length
+    return 8
+
+
 def _token_feeds(
-    inputs: list[_Input], vocabularies: dict[str, int], n: int, rng: np.random.Generator
+    inputs: list[_Input],
+    vocabularies: dict[str, int],
+    n: int,
+    longest: int,
+    rng: np.random.Generator,
 ) -> list[Feed]:
-    lengths = rng.integers(8, _LENGTH + 1, n)
+    lengths = rng.integers(8, longest + 1, n)
     return [
         _text_feed(inputs, _random_ids(inputs, vocabularies, 1, int(length), rng))
         for length in lengths
@@ -519,12 +539,13 @@ def _written_feeds(
     inputs: list[_Input],
     vocabularies: dict[str, int],
     n: int,
+    longest: int,
     rng: np.random.Generator,
 ) -> list[Feed]:
     """Sequences that the model writes, each after a random first token, at temperature 1."""
     ((name, vocabulary),) = vocabularies.items()
     ids = next(i for i in inputs if i.name == name)
-    batch, length = ids.sized(n, _LENGTH)
+    batch, length = ids.sized(n, longest)
     fixed = isinstance(ids.shape[1], int)
     rounds = -(-n // batch)
     written = []

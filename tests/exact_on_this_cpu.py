@@ -16,8 +16,6 @@ import numpy as np
 import onnx
 from graphs import Array, model, pipeline, run
 
-from onnxq import graph as g
-
 OUT = 12
 LOWS = (0.0, -128 / 127)  # with 1 as the highest value: zero points 0 and 128
 
@@ -117,7 +115,9 @@ def difference(layer: Layer, target: str, low: float) -> float:
 
 
 def ones(preset: str) -> float:
-    made = model("(float[n,256] x) => (float[n,1] y) { y = MatMul (x, w) }", w=np.ones((256, 1), "f4"))
+    made = model(
+        "(float[n,256] x) => (float[n,1] y) { y = MatMul (x, w) }", w=np.ones((256, 1), "f4")
+    )
     feed = {"x": np.ones((4, 256), np.float32)}
     return float(run(pipeline(made, [feed], preset).graph, feed)["y"].max())
 
@@ -139,7 +139,9 @@ LAYERS = {
 if __name__ == "__main__":
     found = {
         target: {
-            name: max(difference(make(), target, low) for low in LOWS[: 1 + ("dynamic" not in name)])
+            name: max(
+                difference(make(), target, low) for low in LOWS[: 1 + ("dynamic" not in name)]
+            )
             for name, make in LAYERS.items()
         }
         for target in ("cpu", "cpu-vnni")

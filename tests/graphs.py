@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnxq.passes import FoldBatchNorm, Normalize
 
 from onnxq import graph as g
-from onnxq.passes import FoldBatchNorm, Normalize
 from onnxq.pipeline import Context, Pass, Pipeline, Result
 from onnxq.recipe import load_recipe
 from onnxq.report import Report
@@ -244,7 +244,7 @@ def tied() -> Case:
     }"""
     rng = np.random.default_rng(0)
     feeds = [{"ids": rng.integers(0, 20, (1, 6))} for _ in range(6)]
-    return Case(model(text, table=normal(20, 8), w=normal(8, 8, seed=1)), feeds)
+    return Case(model(text, table=normal(20, 16), w=normal(16, 16, seed=1)), feeds)
 
 
 def constant_nodes() -> Case:

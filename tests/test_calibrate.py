@@ -47,7 +47,9 @@ def test_a_tensor_that_is_not_there_is_named() -> None:
 
 @pytest.mark.parametrize("kind", [MinMax, Histogram])
 def test_nan_in_the_model_names_sample_and_tensor(kind: type) -> None:
-    made = model("(float[n,4] x) => (float[n,4] y) { l = Log (x) y = MatMul (l, w) }", w=normal(4, 4))
+    made = model(
+        "(float[n,4] x) => (float[n,4] y) { l = Log (x) y = MatMul (l, w) }", w=normal(4, 4)
+    )
     feeds = [{"x": np.abs(feed["x"])} for feed in feeds_of(3, x=(2, 4))]
     feeds[2]["x"][0, 0] = -1
     samples = samples_of(made, feeds)

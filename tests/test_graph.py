@@ -122,7 +122,9 @@ def test_fresh_names_avoid_tensors_and_nodes_of_bodies_too() -> None:
     graph = g.load(if_body().model)
     g.name_nodes(graph)
     namer = g.Namer(graph)
-    taken = {t for body in g.subgraphs(graph) for t in body.tensors()} | {n.name for n in g.walk(graph)}
+    taken = {t for body in g.subgraphs(graph) for t in body.tensors()} | {
+        n.name for n in g.walk(graph)
+    }
     assert "m" in taken
     assert len({namer("m") for _ in range(5)} - taken) == 5
     assert namer("free") == "free"
@@ -188,7 +190,9 @@ def test_a_matrix_written_back_is_the_weight(name: str) -> None:
     matrix = view.matrix()
     assert matrix.shape == (weight.shape[view.axis], weight.size // weight.shape[view.axis])
     np.testing.assert_array_equal(view.from_matrix(matrix), weight)
-    np.testing.assert_array_equal(np.sort(matrix[1]), np.sort(np.take(weight, 1, view.axis).ravel()))
+    np.testing.assert_array_equal(
+        np.sort(matrix[1]), np.sort(np.take(weight, 1, view.axis).ravel())
+    )
 
 
 @pytest.mark.parametrize("name", [n for n in LAYERS if n.startswith("Conv ")])
@@ -246,7 +250,9 @@ def test_a_statistic_of_conv_transpose_arrives_at_the_weights_of_its_channel() -
     ],
 )
 def test_what_is_no_weight_is_not_seen_as_one(body: str) -> None:
-    graph = onnx.parser.parse_graph(f"g (float[a,b] x, int64[c] ids) => (float[d,e] y) {{ {body} }}")
+    graph = onnx.parser.parse_graph(
+        f"g (float[a,b] x, int64[c] ids) => (float[d,e] y) {{ {body} }}"
+    )
     values = {"w": normal(4, 4), "three": normal(2, 4, 4), "integer": np.ones((4, 4, 1), np.int8)}
     graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in values.items())
     assert g.weight_view(g.load(onnx.helper.make_model(graph)).nodes[0]) is None
@@ -271,7 +277,9 @@ def test_depthwise_means_one_input_channel_each() -> None:
     ],
 )
 def test_bounds_of_relu_and_clip(body: str, bounds: tuple[float, float] | None) -> None:
-    graph = onnx.parser.parse_graph(f"g (float[n] x, float moving) => (float[n] y) {{ y = {body} }}")
+    graph = onnx.parser.parse_graph(
+        f"g (float[n] x, float moving) => (float[n] y) {{ y = {body} }}"
+    )
     for name, value in (("low", -1), ("high", 6)):
         graph.initializer.append(onnx.helper.make_tensor(name, TensorProto.FLOAT, [], [value]))
     assert g.clip_bounds(g.load(onnx.helper.make_model(graph)).nodes[0]) == bounds

@@ -10,7 +10,7 @@ from graphs import Array, normal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxq.observe import BINS, Histogram, MinMax, Observer, Moments
+from onnxq.observe import BINS, Histogram, MinMax, Moments, Observer
 
 TENSORS = [normal(*shape, seed=k, scale=10.0 ** (k - 2)) for k, shape in enumerate(
     [(1, 3, 4), (1, 5, 4), (1, 7, 4), (2, 1, 4), (1, 1, 4)]
@@ -141,8 +141,9 @@ from onnxq.samples import input_specs, open_samples
 nodes, channels = [], 16
 for k in range(12):
     nodes.append(f"c{k} = Conv <pads = [1,1,1,1]> (t{k}, w{k}) t{k + 1} = Relu (c{k})")
-text = f"(float[1,{channels},128,128] t0) => (float[1,{channels},128,128] t12) {{ {' '.join(nodes)} }}"
-made = model(text, **{f"w{k}": normal(channels, channels, 3, 3, scale=0.1, seed=k) for k in range(12)})
+kind = f"float[1,{channels},128,128]"
+weights = {f"w{k}": normal(channels, channels, 3, 3, scale=0.1, seed=k) for k in range(12)}
+made = model(f"({kind} t0) => ({kind} t12) {{ {' '.join(nodes)} }}", **weights)
 
 def calibrate(n):
     def feeds():

@@ -52,7 +52,8 @@ def test_a_format_is_read_written_and_bounded(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "8", "i8", "s7", "s8b", "u8:", "u8:channels", "s8:-1", "s64", "s8 ", "S8", "s8:1.5"]
+    "text",
+    ["", "8", "i8", "s7", "s8b", "u8:", "u8:channels", "s8:-1", "s64", "s8 ", "S8", "s8:1.5"],
 )
 def test_what_is_no_format_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match=r"no number format.*s8:channel") as error:
@@ -159,7 +160,8 @@ def test_codes_and_values_are_those_of_onnx(text: str, group: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "shape"), [("", ()), (":channel", (3,)), (":4", (3, 3)), (":8", (3, 2)), (":16", (3, 1))]
+    ("group", "shape"),
+    [("", ()), (":channel", (3,)), (":4", (3, 3)), (":8", (3, 2)), (":16", (3, 1))],
 )
 def test_each_group_has_the_scale_of_its_own_values(group: str, shape: tuple[int, ...]) -> None:
     weight = normal(3, 10) * np.logspace(0, 2, 10, dtype=np.float32)

@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 
 import pytest
 from graphs import matmul, samples_of
+from onnxq.passes import Calibrate, Dynamic, InsertQDQ
 
 import onnxq.recipe as recipes
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
-from onnxq.passes import Calibrate, Dynamic, InsertQDQ
 from onnxq.pipeline import Context, Pass
 from onnxq.recipe import load_pass, load_recipe, parse_recipe, pass_types, preset_names, preset_text
 from onnxq.target import load_target
@@ -23,7 +23,9 @@ def test_every_preset_loads_and_its_text_gives_the_same_passes(name: str) -> Non
     again = parse_recipe(name, recipe.text)
     assert again.passes == recipe.passes
     assert again == recipe
-    assert recipe.pipeline.names == [row["name"] for row in tomllib.loads(preset_text(name))["pass"]]
+    assert recipe.pipeline.names == [
+        row["name"] for row in tomllib.loads(preset_text(name))["pass"]
+    ]
 
 
 @pytest.mark.parametrize("name", pass_types())
@@ -35,7 +37,11 @@ def test_every_registered_pass_can_be_built_and_bears_its_name(name: str) -> Non
 
 
 def test_settings_survive_the_text() -> None:
-    settings = ["calibrate.method=mse", 'assign.exclude=["a\\"b", "re:\\\\d"]', "calibrate.percentile=99"]
+    settings = [
+        "calibrate.method=mse",
+        'assign.exclude=["a\\"b", "re:\\\\d"]',
+        "calibrate.percentile=99",
+    ]
     recipe = load_recipe("int8-static", settings)
     assert recipe.passes[2].settings()["exclude"] == ('a"b', "re:\\d")
     assert parse_recipe(recipe.name, recipe.text) == recipe
@@ -51,7 +57,7 @@ def test_settings_survive_the_text() -> None:
         ("assign.include=Conv", 2, "include", ("Conv",)),
         ("assign.include=[]", 2, "include", ()),
         ('assign.exclude=["a", "b"]', 2, "exclude", ("a", "b")),
-        ('assign.exclude=re:x=1', 2, "exclude", ("re:x=1",)),
+        ("assign.exclude=re:x=1", 2, "exclude", ("re:x=1",)),
     ],
 )
 def test_one_field_is_changed_and_has_its_type(
@@ -158,7 +164,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_a_third_partys_pass_is_found_set_and_run() -> None:
-    text = preset_text("int8-dynamic").replace("[[pass]]", '[[pass]]\nname = "rename"\n\n[[pass]]', 1)
+    text = preset_text("int8-dynamic").replace(
+        "[[pass]]", '[[pass]]\nname = "rename"\n\n[[pass]]', 1
+    )
     recipe = parse_recipe("mine", text, ["rename.suffix=_mine", "rename.times=3"])
     assert recipe.passes[0] == Rename("_mine", 3)
     case = matmul()

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from onnxq.report import LayerRecord, Latency, OutputRecord, PassRecord, Report
+from onnxq.report import Latency, LayerRecord, OutputRecord, PassRecord, Report
 
 
 def full() -> Report:

@@ -40,9 +40,11 @@ def test_every_shipped_target_loads_and_says_where_its_rules_come_from(name: str
     assert target.summary
     for op in ("Conv", "Gemm", "MatMul", "Gather", "Add", "MaxPool"):
         for rule in target.ops[op]:
-            assert rule.source.split(":")[0] in ("measured", "documented") or "measured" in (
-                rule.source
-            ) or rule.source.startswith(("a row", "fuses")), rule.source
+            assert (
+                rule.source.split(":")[0] in ("measured", "documented")
+                or "measured" in (rule.source)
+                or rule.source.startswith(("a row", "fuses"))
+            ), rule.source
     assert "summary" in target_text(name)
 
 
@@ -81,9 +83,7 @@ def test_why_a_node_stays_float() -> None:
     target = load_target("cpu")
     assert "ten times slower" in target.why_float(nodes["a"], "dynamic")
     assert target.why_float(nodes["r"], "static") == "cpu has no static integer form of Relu"
-    assert "not of this shape" in target.why_float(
-        g.load(matmul().model).nodes[0], "static"
-    )
+    assert "not of this shape" in target.why_float(g.load(matmul().model).nodes[0], "static")
 
 
 def test_a_target_of_ones_own(tmp_path: Path) -> None:

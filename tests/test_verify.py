@@ -45,7 +45,9 @@ def test_outputs_of_differing_shape_are_an_error() -> None:
 
 
 def test_models_without_a_common_output_are_an_error() -> None:
-    sessions = [Session(model(f"(float[n] x) => (float[n] {y}) {{ {y} = Relu (x) }}")) for y in "yz"]
+    sessions = [
+        Session(model(f"(float[n] x) => (float[n] {y}) {{ {y} = Relu (x) }}")) for y in "yz"
+    ]
     with pytest.raises(OnnxqError, match="share no output: y and z"):
         compare(*sessions, [{"x": normal(3)}])
 
@@ -72,7 +74,9 @@ class MisfusingSession(Session):
 
     wrong = ""
 
-    def __init__(self, source: onnx.ModelProto, *, optimize: bool = True, **options: object) -> None:
+    def __init__(
+        self, source: onnx.ModelProto, *, optimize: bool = True, **options: object
+    ) -> None:
         made = any(self.wrong in node.output for node in source.graph.node)
         super().__init__(doctored(source, self.wrong) if optimize and made else source)
 
@@ -136,7 +140,10 @@ def test_errors_and_contributions_are_those_of_one_layer_changed_by_hand() -> No
         r, y = np.maximum(a + weights["b1"], 0), tail(a)
         wrong_a = rounded(ctx.activations["x"], x) @ w1
         wrong_y = rounded(ctx.activations["r"], r) @ w2
-        for name, exact, wrong, output in (("a", a, wrong_a, tail(wrong_a)), ("y", y, wrong_y, wrong_y)):
+        for name, exact, wrong, output in (
+            ("a", a, wrong_a, tail(wrong_a)),
+            ("y", y, wrong_y, wrong_y),
+        ):
             sums[name] += [np.sum(exact**2), np.sum((wrong - exact) ** 2),
                            np.sum(y**2), np.sum((output - y) ** 2)]  # fmt: skip
     for name, (signal, noise, output_signal, output_noise) in sums.items():
@@ -203,7 +210,7 @@ def test_a_planted_outlier_in_the_weights_comes_first(outlier: int, tmp_path: Pa
 
 @pytest.mark.parametrize("outlier", range(4))
 def test_a_planted_outlier_in_the_activations_comes_first(outlier: int, tmp_path: Path) -> None:
-    """One channel is 1000 times the others: the layer that reads it is left a few codes for them."""
+    """One channel is 1000 times the others: its reader has few codes for them."""
     import onnxq
 
     case = chain(outlier, factor=1000)

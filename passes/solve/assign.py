@@ -27,6 +27,8 @@ MOVERS = (
     "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad",
     "MaxPool", "Expand", "DepthToSpace", "SpaceToDepth", "Identity",
 )  # fmt: skip
+SHORTEST_ROW = 16
+SHORT_ROWS = f"rows of fewer than {SHORTEST_ROW}: a scale for each would cost what it saves"
 FLOAT_INPUTS = "its inputs are float: quantizing them would cost more than it saves"
 CONSTANT_OPERAND = "one operand is constant: its rounding would cost accuracy"
 
@@ -134,6 +136,8 @@ class _Planner:
             return NodePlan(reason=why) if why else None
         view = g.weight_view(node)
         if rule.activation is None:  # weights alone, as in an embedding table
+            if view is not None and view.matrix().shape[1] < SHORTEST_ROW:
+                return NodePlan(reason=SHORT_ROWS)
             return NodePlan(weight=rule.weight, rule=rule)
         slots = (0,) if view else (0, 1)
         fused = self._fused(node, rule)

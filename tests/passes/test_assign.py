@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 from graphs import ZOO, Case, apply, context, model, normal, pipeline, run, sqnr
+from onnxq.passes import Assign, FoldBatchNorm, Normalize
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
-from onnxq.passes import Assign, FoldBatchNorm, Normalize
 from onnxq.pipeline import Plan
 
 
@@ -67,6 +67,13 @@ def test_every_node_left_out_has_a_reason_in_the_report() -> None:
     reasons = {record.name: record.reason for record in result.report.layers}
     assert "not of this shape" in reasons["h"]
     assert "y" not in reasons
+
+
+def test_an_embedding_of_short_rows_is_not_worth_a_scale_for_each() -> None:
+    text = "(int64[n] ids) => (float[n,3] y) { e = Gather (table, ids) y = MatMul (e, w) }"
+    plan, _ = plan_of(Case(model(text, table=normal(9, 8), w=normal(8, 3)), []))
+    assert "rows of fewer than" in plan["e"].reason
+    assert plan["y"].quantized
 
 
 # ── selectors ────────────────────────────────────────────────────────────────────────────────────
@@ -152,14 +159,14 @@ def test_everything_excluded_is_an_error() -> None:
 
 def test_a_weight_read_in_two_ways_becomes_two() -> None:
     """As an embedding a scale belongs to a row, as a matrix to a column."""
-    text = """(int64[n,l] ids) => (float[n,l,8] y) {
+    text = """(int64[n,l] ids) => (float[n,l,16] y) {
         e = Gather (w, ids)
         h = MatMul (e, w)
         y = MatMul (h, w)
     }"""
     rng = np.random.default_rng(0)
-    feeds = [{"ids": rng.integers(0, 8, (1, 5))} for _ in range(4)]
-    case = Case(model(text, w=normal(8, 8)), feeds)
+    feeds = [{"ids": rng.integers(0, 16, (1, 5))} for _ in range(4)]
+    case = Case(model(text, w=normal(16, 16)), feeds)
     _, graph = plan_of(case)
     gather, first, second = graph.nodes
     assert gather.inputs[0].name != first.inputs[1].name

@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
 from graphs import Array, Case, attention, matmul, moves, normal, pipeline, run, samples_of, sqnr
-
-from onnxq.observe import Histogram, HistogramResult
 from onnxq.passes.solve.calibrate import (
     CANDIDATES,
     Calibrate,
@@ -12,6 +10,8 @@ from onnxq.passes.solve.calibrate import (
     percentile_range,
     search_range,
 )
+
+from onnxq.observe import Histogram, HistogramResult
 from onnxq.qtype import QParams, QType
 
 U8 = QType.parse("u8a")

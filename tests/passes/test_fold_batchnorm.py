@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 from graphs import Array, apply, batch_norm, bn, context, model, normal, ops, relative, run
+from onnxq.passes import FoldBatchNorm
 
 from onnxq import graph as g
-from onnxq.passes import FoldBatchNorm
 
 CHANNEL = normal(6, seed=9) + 2
 # operator: (attributes, weight, input, output rank, channels before)

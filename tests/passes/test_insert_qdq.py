@@ -23,9 +23,9 @@ from graphs import (
     sqnr,
 )
 from onnx.reference import ReferenceEvaluator
+from onnxq.passes.lower.insert_qdq import saturation_does
 
 from onnxq import graph as g
-from onnxq.passes.lower.insert_qdq import saturation_does
 from onnxq.qtype import QParams, QType
 from onnxq.target import Target, load_target
 
@@ -105,7 +105,11 @@ def test_the_names_of_inputs_outputs_and_float_tensors_stay() -> None:
     ("make", "integer", "gone"),
     [
         (conv_bn_relu6, {"QLinearConv": 2}, {"Conv", "Clip", "BatchNormalization"}),
-        (depthwise, {"QLinearConv": 2, "QLinearGlobalAveragePool": 1, "QGemm": 1}, {"Conv", "Gemm"}),
+        (
+            depthwise,
+            {"QLinearConv": 2, "QLinearGlobalAveragePool": 1, "QGemm": 1},
+            {"Conv", "Gemm"},
+        ),
         (residual, {"QLinearConv": 3, "QLinearAdd": 1}, {"Conv", "Add", "Relu"}),
         (moves, {"QLinearConv": 1, "QLinearConcat": 1, "QGemm": 1}, {"Conv", "Gemm", "Relu"}),
         (attention, {"QLinearMatMul": 4, "MatMulIntegerToFloat": 2}, {"MatMul"}),

@@ -13,10 +13,10 @@ from graphs import conv_bn_relu6 as net
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from onnxq.passes.solve.round_to_nearest import hold_pairs, round_to_nearest, worst_pair
 
 from onnxq import graph as g
 from onnxq.observe import ChannelMoments
-from onnxq.passes.solve.round_to_nearest import hold_pairs, round_to_nearest, worst_pair
 from onnxq.qtype import QTensor, QType, quantize_weight, weight_scale
 
 SCRIPT = Path(__file__).parents[1] / "exact_on_this_cpu.py"

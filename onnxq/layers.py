@@ -1,0 +1,83 @@
+"""The layers of a model as the report lists them: what each costs and became."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from onnxq import graph as g
+from onnxq import verify
+from onnxq.passes.solve.assign import HEAVY
+from onnxq.pipeline import Result
+from onnxq.report import LayerRecord, Report
+
+IN_BODY = "inside the body of a control-flow operator, which stays float"
+
+
+def record_layers(result: Result, report: Report) -> None:
+    """One record per layer of the float model that has weights or multiplies activations."""
+    left = {record.name: record for record in report.layers}
+    context = result.context
+    report.layers = []
+    report.parameters = sum(
+        math.prod(t.shape)
+        for t in g.constants(result.prepared)
+        if np.dtype(t.dtype).kind == "f" and len(t.shape) >= 1
+    )
+    for node in g.walk(result.prepared):
+        record = left.get(node.name)
+        plan = context.plan.get(node.name)
+        if node.op not in HEAVY and record is None:
+            continue
+        if node.op == "Gather" and g.weight_view(node) is None:
+            continue
+        form, reason = "float", record.reason if record else IN_BODY
+        if plan is not None and plan.quantized:
+            formats = [f"w {plan.weight}"] if plan.weight else []
+            formats += [f"a {plan.activation}"] if plan.activation else []
+            form, reason = ", ".join(formats), ""
+        report.layers.append(
+            LayerRecord(
+                name=node.name,
+                op=node.op,
+                form=form,
+                reason=reason,
+                output=node.outputs[0].name if node.outputs else "",
+                parameters=parameters(node),
+            )
+        )
+
+
+def parameters(node: g.Node) -> int:
+    """Numbers in a node's floating-point constants of rank two and more, and its biases."""
+    sizes = [
+        math.prod(t.shape) for t in node.inputs
+        if g.is_constant(t) and t.name and np.dtype(t.dtype).kind == "f"
+    ]  # fmt: skip
+    return sum(sizes)
+
+
+def macs(node: g.Node, output: tuple[int, ...], inner: int | None = None) -> int:
+    """Multiply-accumulates of a layer, given its output's shape; 0 where it makes none."""
+    view = g.weight_view(node)
+    if node.op == "Gather":
+        return 0
+    if view is None:
+        return math.prod(output) * (inner or 0)
+    if node.op == "ConvTranspose":
+        return math.prod(output) * view.tensor.shape[0] // view.groups
+    per_output = math.prod(view.tensor.shape[1:]) if node.op == "Conv" else view.matrix().shape[1]
+    return math.prod(output) * int(per_output)
+
+
+def count_macs(result: Result, report: Report, feed: verify.Feed) -> None:
+    """Multiply-accumulates of each layer on one sample, into the report."""
+    layers = {r.output: r for r in report.layers if r.op in HEAVY}
+    shapes = verify.shapes(result.prepared, list(layers), feed)
+    nodes = {node.name: node for node in result.prepared.nodes}
+    for output, record in layers.items():
+        if output in shapes and record.name in nodes:
+            node = nodes[record.name]
+            inner = shapes.get(node.inputs[0].name, ())[-1:] if node.op == "MatMul" else ()
+            record.macs = macs(node, shapes[output], inner[0] if inner else None)
