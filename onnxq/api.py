@@ -71,6 +71,8 @@ def quantize(
 
     Raises OnnxqError, with nothing written, for bad input and for a result that does not hold.
     """
+    if isinstance(recipe, Recipe) and settings:
+        raise OnnxqError("settings change a preset or a recipe file; a Recipe is final")
     path = Path(model)
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe or preset), settings)
     device = target if isinstance(target, Target) else load_target(target)

@@ -404,7 +404,7 @@ def _imported(text: str) -> Callable[[], Iterable[Any]]:
         function = getattr(function, part)
     if not callable(function):
         raise OnnxqError(f"{text!r} is no function; name one that yields dicts")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _probed(call: _Call) -> _Call:

@@ -41,9 +41,23 @@ def hard_weights(columns: int) -> Array:
     return weights.astype(np.float32)
 
 
-def convolution(channels: int, kernel: int, groups: int = 1) -> Layer:
+def lone_pairs(columns: int) -> Array:
+    """Rows of small weights and one large pair: broken for those alone who know the neighbours."""
+    weights = np.random.default_rng(columns).uniform(-0.02, 0.02, (OUT, columns))
+    for row in range(OUT):
+        first = 2 * ((3 * row + 1) % (columns // 2))
+        weights[row, first : first + 2] = np.array([1.0, 0.8]) * (-1) ** row
+    return weights.astype(np.float32)
+
+
+def convolution(
+    channels: int,
+    kernel: int,
+    groups: int = 1,
+    draw: Callable[[int], Array] = hard_weights,
+) -> Layer:
     per_group = channels // groups
-    weights = hard_weights(kernel * kernel * per_group)
+    weights = draw(kernel * kernel * per_group)
     stored = np.moveaxis(weights.reshape(OUT, kernel, kernel, per_group), -1, 1)
     text = f"""(float[1,{channels},h,w] x) => (float[1,{OUT},1,n] y) {{
         y = Conv <group = {groups}, strides = [{kernel},{kernel}]> (x, w, b)
@@ -126,6 +140,8 @@ LAYERS = {
     "conv 1x1": lambda: convolution(32, 1),
     "conv 3x3": lambda: convolution(16, 3),
     "conv 3x3 of 3 channels": lambda: convolution(3, 3),
+    "conv 3x3, lone pairs": lambda: convolution(16, 3, draw=lone_pairs),
+    "conv 3x3 of 3 channels, lone pairs": lambda: convolution(3, 3, draw=lone_pairs),
     "conv 3x3 of 2 groups of 5": lambda: convolution(10, 3, groups=2),
     "conv 3x3 depthwise": lambda: convolution(OUT, 3, groups=OUT),
     "gemm": lambda: gemm(64, "int8-static"),

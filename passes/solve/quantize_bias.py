@@ -35,7 +35,12 @@ class QuantizeBias(Pass):
         made = 0
         for node, plan in ctx.plan.quantized(graph):
             key = bias_key(node)
-            if not plan.inputs or key is None or key in ctx.weights:
+            if (
+                not plan.inputs
+                or key is None
+                or key in ctx.weights
+                or not node.attrs.get("beta", 1)
+            ):
                 continue
             weight = ctx.weights.get(node.inputs[1].name)
             if weight is None or weight.scale.ndim > 1:
