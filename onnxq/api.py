@@ -20,6 +20,7 @@ from onnxq import graph as g
 from onnxq import verify
 from onnxq.errors import OnnxqError
 from onnxq.layers import count_macs, record_layers
+from onnxq.passes import Assign, FoldBatchNorm, Normalize
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.pipeline import Pipeline, Progress, Result
 from onnxq.recipe import Recipe, load_recipe
@@ -101,7 +102,6 @@ def quantize(
         include=tuple(include),
         exclude=tuple(exclude),
         threads=threads,
-        rng=np.random.default_rng(seed),
         progress=progress,
     )
     record_layers(result, report)
@@ -142,7 +142,7 @@ def _samples(
     """
     specs = input_specs(model)
     if source is None:
-        made, kind = synthesize(_loaded(path), n=SYNTHETIC_SAMPLES, seed=seed, path=path)
+        made, kind = synthesize(model, n=SYNTHETIC_SAMPLES, seed=seed, path=path)
         report.warn(
             f"no samples given: calibrated on {MADE_UP[kind]}; give real ones with --data: they "
             "decide the accuracy"
@@ -161,11 +161,6 @@ def _samples(
         return drawn, drawn
     report.verification_unseen = True
     return drawn.slice(0, total - held_back), drawn.slice(total - held_back, None)
-
-
-def _loaded(path: Path) -> onnx.ModelProto:
-    """The model with small tensors in memory; large external ones stay in their files."""
-    return load_proto(path)
 
 
 def _warn_of_saturation(target: Target, report: Report) -> None:
@@ -317,9 +312,10 @@ def validate(
         quantized_bytes=model_size(_existing(quantized)),
         environment=_environment(Path(reference), seed),
     )
-    specs = input_specs(load_proto(reference))
+    float_model = load_proto(reference)
+    specs = input_specs(float_model)
     if samples is None:
-        feeds, kind = synthesize(_loaded(Path(reference)), n=8, seed=seed, path=Path(reference))
+        feeds, kind = synthesize(float_model, n=8, seed=seed, path=Path(reference))
         report.warn(f"no samples given: compared on {MADE_UP[kind]}")
         report.samples = f"{len(feeds)} × {MADE_UP[kind]}"
         drawn = open_samples(feeds, specs)
@@ -362,8 +358,6 @@ def _existing(path: str | Path) -> Path:
 
 def inspect(model: str | Path, *, target: str = "cpu", form: str = "static") -> Report:
     """What a model is made of and what a target could quantize of it, without changing it."""
-    from onnxq.passes import Assign, FoldBatchNorm, Normalize
-
     device = load_target(target)
     path = _existing(model)
     report = Report(
@@ -380,7 +374,7 @@ def inspect(model: str | Path, *, target: str = "cpu", form: str = "static") -> 
         result = Pipeline(steps[:2]).run(original, None, device, report=report)
     record_layers(result, report)
     try:
-        feed = synthesize(_loaded(path), n=1, seed=0, path=path)[0][0]
+        feed = synthesize(load_proto(path), n=1, seed=0, path=path)[0][0]
         count_macs(result, report, feed)
     except OnnxqError as error:
         report.warn(f"multiply-accumulates not counted: {error}")
@@ -400,7 +394,7 @@ def bench(
     proto = load_proto(first)
     feeds: Any = samples
     if samples is None:
-        feeds, _ = synthesize(_loaded(first), n=1, seed=0, path=first)
+        feeds, _ = synthesize(proto, n=1, seed=0, path=first)
     feed = next(iter(open_samples(feeds, input_specs(proto))))
     sessions = [Session(_existing(m), threads=threads) for m in models]
     for model, session in zip(models, sessions, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from copy import copy as shallow_copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,19 +43,13 @@ def load(source: str | Path | onnx.ModelProto) -> Graph:
             values = constant._values
             if isinstance(values, gs.ir.tensor.LazyValues) and values.tensor.external_data:
                 constant._values = ExternalValues(values.tensor, folder)
-    shell = onnx.ModelProto()
-    shell.CopyFrom(
-        onnx.ModelProto(
-            ir_version=model.ir_version,
-            producer_name=model.producer_name,
-            producer_version=model.producer_version,
-            domain=model.domain,
-            model_version=model.model_version,
-            doc_string=model.doc_string,
-            metadata_props=model.metadata_props,
-        )
+    graph.__dict__[_CARRIED] = onnx.ModelProto(
+        ir_version=model.ir_version,
+        domain=model.domain,
+        model_version=model.model_version,
+        doc_string=model.doc_string,
+        metadata_props=model.metadata_props,
     )
-    graph.__dict__[_CARRIED] = shell
     return graph
 
 
@@ -199,11 +193,6 @@ def sole_consumer(graph: Graph, tensor: gs.Tensor) -> Node | None:
     if is_output(graph, tensor) or len(tensor.outputs) != 1:
         return None
     return tensor.outputs[0]
-
-
-def find_tensors(graph: Graph, names: Sequence[str]) -> dict[str, gs.Tensor]:
-    tensors = graph.tensors()
-    return {name: tensors[name] for name in names if name in tensors}
 
 
 def name_nodes(graph: Graph) -> int:
@@ -360,11 +349,6 @@ class WeightView:
     def block_axis(self) -> int:
         """The stored axis along which blocks of input columns lie."""
         return 1 - self.axis
-
-    @property
-    def input_channels(self) -> int:
-        """Columns of W that share one channel's statistics repeat with this period."""
-        return int(self.tensor.shape[1]) if self.node.op == "Conv" else self.matrix().shape[1]
 
     def column_statistic(self, per_channel: Array) -> Array:
         """A statistic per input channel (channels,) as one value per weight, (out or 1, in).

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import onnx
 
 from onnxq import graph as g
@@ -70,7 +69,6 @@ class Context:
     activations: dict[str, QParams] = field(default_factory=dict)
     # What batch normalisation said of a tensor before it was folded: (mean, deviation) by channel.
     batch_statistics: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     threads: int | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -175,8 +175,6 @@ class LayerError:
     noise: float = 0.0
     output_signal: float = 0.0
     output_noise: float = 0.0
-    shape: tuple[int, ...] = ()
-    input_shapes: tuple[tuple[int, ...], ...] = field(default=())
 
     @property
     def sqnr_db(self) -> float:
@@ -217,7 +215,6 @@ def layer_errors(
             difference = (rounded - exact).astype(np.float32)
             error.signal += float(np.vdot(exact, exact))
             error.noise += float(np.vdot(difference, difference))
-            error.shape = exact.shape
             outputs = injected.run({**feed, **quiet, deltas[name]: difference})
             for output in _outputs(reference):
                 a = np.asarray(values[output], np.float64)

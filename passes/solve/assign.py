@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -136,7 +137,7 @@ class _Planner:
             return NodePlan(reason=why) if why else None
         view = g.weight_view(node)
         if rule.activation is None:  # weights alone, as in an embedding table
-            if view is not None and view.matrix().shape[1] < SHORTEST_ROW:
+            if view is not None and math.prod(view.tensor.shape[1:]) < SHORTEST_ROW:
                 return NodePlan(reason=SHORT_ROWS)
             return NodePlan(weight=rule.weight, rule=rule)
         slots = (0,) if view else (0, 1)

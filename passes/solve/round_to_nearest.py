@@ -7,9 +7,12 @@ Pair-safe rounding. The AVX2 instruction VPMADDUBSW multiplies u8 by s8 and adds
 in 16 bits, which saturate at 2¹⁵ − 1. With activations up to 255 a sum of two products is exact as
 long as |c_k + c_k+1| ≤ 128 for neighbours of one sign. Where rounding breaks that, there are two
 ways out: take the excess off the pair, which costs those two weights much, or widen the channel's
-scale until no pair breaks it, which costs every weight a little. Between the two lies the best
-scale, found per channel by the error that the layer's output will see, dᵀHd for d = w − ŵ, with
-H = E[xxᵀ] taken as diag(σ²) + μμᵀ: inputs vary independently around their means,
+scale until no pair breaks it, which costs every weight a little.
+
+Scale. A symmetric scale, per tensor or channel, is searched for around the range's own, with and
+without the bound, where the inputs' means μ and variances σ² are known: the best is the one whose
+error the layer's output sees least, dᵀHd for d = w − ŵ, with H = E[xxᵀ] taken as diag(σ²) + μμᵀ
+(inputs vary independently around their means),
 
     E = Σ_k σ_k² d_k² + (Σ_k μ_k d_k)².
 """
