@@ -8,6 +8,7 @@ from onnxq.passes.solve.assign import Assign
 from onnxq.passes.solve.calibrate import Calibrate
 from onnxq.passes.solve.quantize_bias import QuantizeBias
 from onnxq.passes.solve.round_to_nearest import RoundToNearest
+from onnxq.passes.solve.spare_quiet import SpareQuiet
 
 __all__ = [
     "Assign",
@@ -18,4 +19,5 @@ __all__ = [
     "Normalize",
     "QuantizeBias",
     "RoundToNearest",
+    "SpareQuiet",
 ]

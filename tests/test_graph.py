@@ -242,7 +242,7 @@ def test_a_statistic_of_conv_transpose_arrives_at_the_weights_of_its_channel() -
     "body",
     [
         "y = MatMul (x, x)",
-        "y = MatMul (x, three)",
+        "y = MatMul (x, flat)",
         "y = MatMul (w, x)",
         "y = Gather <axis = 1> (w, ids)",
         "y = Conv (x, integer)",
@@ -253,7 +253,7 @@ def test_what_is_no_weight_is_not_seen_as_one(body: str) -> None:
     graph = onnx.parser.parse_graph(
         f"g (float[a,b] x, int64[c] ids) => (float[d,e] y) {{ {body} }}"
     )
-    values = {"w": normal(4, 4), "three": normal(2, 4, 4), "integer": np.ones((4, 4, 1), np.int8)}
+    values = {"w": normal(4, 4), "flat": normal(4), "integer": np.ones((4, 4, 1), np.int8)}
     graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in values.items())
     assert g.weight_view(g.load(onnx.helper.make_model(graph)).nodes[0]) is None
 
