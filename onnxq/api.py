@@ -20,7 +20,7 @@ from onnxq import graph as g
 from onnxq import verify
 from onnxq.errors import OnnxqError
 from onnxq.layers import count_macs, record_layers
-from onnxq.passes import Assign, FoldBatchNorm, Normalize
+from onnxq.passes import Assign, FoldBatchNorm, Normalize, Widen
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.pipeline import Pipeline, Progress, Result
 from onnxq.recipe import Recipe, load_recipe
@@ -366,12 +366,12 @@ def inspect(model: str | Path, *, target: str = "cpu", form: str = "static") -> 
     )  # fmt: skip
     original = g.load(path)
     report.operators = dict(Counter(node.op for node in g.walk(original)))
-    steps = [Normalize(), FoldBatchNorm(), Assign(form=form)]  # type: ignore[arg-type]
+    steps = [Widen(), Normalize(), FoldBatchNorm(), Assign(form=form)]  # type: ignore[arg-type]
     try:
         result = Pipeline(steps).run(original, None, device, report=report)
     except OnnxqError as error:
         report.warn(str(error))
-        result = Pipeline(steps[:2]).run(original, None, device, report=report)
+        result = Pipeline(steps[:3]).run(original, None, device, report=report)
     record_layers(result, report)
     try:
         feed = synthesize(load_proto(path), n=1, seed=0, path=path)[0][0]

@@ -16,6 +16,7 @@ import onnx.inliner
 import onnx.version_converter
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxq.errors import OnnxqError
 from onnxq.storage import ExternalValues, load_proto, save_proto
@@ -26,6 +27,7 @@ Node: TypeAlias = gs.Node
 
 _LARGE = 1 << 16  # numbers in an initializer that is worth leaving out of a ModelProto
 _CARRIED = "onnxq_carried"  # what graphsurgeon drops: kept on the graph as a ModelProto shell
+G_LOGGER.severity = G_LOGGER.ERROR  # its warnings are of no use to whoever reads ours
 _STANDARD_DOMAINS = (None, "", "ai.onnx")
 
 
@@ -78,7 +80,8 @@ def to_proto_without_weights(graph: Graph) -> tuple[onnx.ModelProto, dict[str, A
     for tensor in constants(light):
         name = tensor.name
         large = name in unambiguous and math.prod(tensor.shape) >= _LARGE
-        if np.dtype(tensor.dtype).kind not in "fiu" or not large:
+        kind = dtype(tensor)
+        if kind is None or kind.kind not in "fiu" or not large:
             if isinstance(tensor._values, ExternalValues):  # a session looks in no other folder
                 tensor._values = constant(name, values(tensor))._values
             continue
@@ -94,7 +97,7 @@ def _stub(tensor: gs.Constant) -> gs.ir.tensor.LazyValues:
     proto = onnx.TensorProto(
         name=tensor.name,
         dims=tensor.shape,
-        data_type=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)),
+        data_type=gs.exporters.onnx_exporter.dtype_to_onnx(tensor.dtype),
         data_location=onnx.TensorProto.EXTERNAL,
     )
     proto.external_data.add(key="location", value="in-memory")
@@ -292,6 +295,19 @@ def is_constant(tensor: gs.Tensor) -> bool:
     return isinstance(tensor, gs.Constant)
 
 
+def dtype(tensor: gs.Tensor) -> np.dtype[Any] | None:
+    """A tensor's element type; ml_dtypes' where NumPy has none, None where it is unknown."""
+    if isinstance(tensor.dtype, int):
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.dtype))
+    return None if tensor.dtype is None else np.dtype(tensor.dtype)
+
+
+def is_float(tensor: gs.Tensor) -> bool:
+    """float16, float32 or float64."""
+    kind = dtype(tensor)
+    return kind is not None and kind.kind == "f"
+
+
 def values(tensor: gs.Constant) -> Array:
     """The values of an initializer, read now and kept by nobody."""
     lazy = isinstance(tensor._values, gs.ir.tensor.LazyValues)
@@ -411,7 +427,7 @@ def replace_node(body: Graph, node: Node, result: gs.Variable) -> None:
 
 def constant(name: str, values: Array) -> gs.Constant:
     """An initializer; 2- and 4-bit values are packed, which graphsurgeon alone cannot export."""
-    if values.dtype.itemsize == 1 and values.dtype.kind not in "iub":
+    if values.dtype.kind not in "fiubcUSO":
         proto = onnx.numpy_helper.from_array(values, name)
         return gs.Constant(name, gs.ir.tensor.LazyValues(proto))
     return gs.Constant(name, np.asarray(values, order="C"))
@@ -645,7 +661,7 @@ def _is_weight(view: WeightView) -> bool:
     node = view.node
     if len(node.inputs) <= view.slot or not is_constant(view.tensor):
         return False
-    if np.dtype(view.tensor.dtype).kind != "f" or 0 in view.tensor.shape:
+    if not is_float(view.tensor) or 0 in view.tensor.shape:
         return False
     if node.op == "Gemm":
         return view.rank == 2

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from onnxq import graph as g
 from onnxq import verify
 from onnxq.passes.solve.assign import HEAVY
@@ -21,7 +19,7 @@ def record_layers(result: Result, report: Report) -> None:
     report.parameters = sum(
         math.prod(t.shape)
         for t in g.constants(result.prepared)
-        if np.dtype(t.dtype).kind == "f" and len(t.shape) >= 1
+        if g.is_float(t) and len(t.shape) >= 1
     )
     for node in g.walk(result.prepared):
         record = left.get(node.name)
@@ -51,7 +49,7 @@ def parameters(node: g.Node) -> int:
     """Numbers in a node's floating-point constants of rank two and more, and its biases."""
     sizes = [
         math.prod(t.shape) for t in node.inputs
-        if g.is_constant(t) and t.name and np.dtype(t.dtype).kind == "f"
+        if g.is_constant(t) and t.name and g.is_float(t)
     ]  # fmt: skip
     return sum(sizes)
 

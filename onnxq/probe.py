@@ -60,9 +60,8 @@ class Probe:
 
 
 def _elem_type(tensor: Any) -> int:
-    if tensor.dtype is None:
-        return int(onnx.TensorProto.FLOAT)
-    return int(helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)))
+    kind = g.dtype(tensor)
+    return int(helper.np_dtype_to_tensor_dtype(kind or np.dtype(np.float32)))
 
 
 class _Thread:

@@ -241,7 +241,7 @@ def shapes(graph: g.Graph, layers: Sequence[str], feed: Feed) -> dict[str, tuple
 
 
 def _outputs(graph: g.Graph) -> list[str]:
-    return [t.name for t in graph.outputs if t.dtype is None or np.dtype(t.dtype).kind == "f"]
+    return [t.name for t in graph.outputs if t.dtype is None or g.is_float(t)]
 
 
 def _layer(quantized: g.Graph, name: str, known: Mapping[str, Any]) -> list[gs.Node] | None:

@@ -4,6 +4,7 @@ from onnxq.passes.lower.dynamic import Dynamic
 from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.prepare.fold_batchnorm import FoldBatchNorm
 from onnxq.passes.prepare.normalize import Normalize
+from onnxq.passes.prepare.widen import Widen
 from onnxq.passes.solve.assign import Assign
 from onnxq.passes.solve.calibrate import Calibrate
 from onnxq.passes.solve.quantize_bias import QuantizeBias
@@ -20,4 +21,5 @@ __all__ = [
     "QuantizeBias",
     "RoundToNearest",
     "SpareQuiet",
+    "Widen",
 ]

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from graphs import MODELS, Case, attention, gemm, if_body, model, normal, ops, residual, run
+from awkward import Case, attention, gemm, if_body, residual
+from graphs import MODELS, model, normal, ops, run
 
 import onnxq
 from onnxq import verify

@@ -3,7 +3,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import ZOO, Array, bn, if_body, model, normal, ops, run
+from awkward import ZOO, if_body
+from graphs import Array, bn, model, normal, ops, run
 from onnx import TensorProto
 
 from onnxq import graph as g

@@ -18,7 +18,7 @@ from onnxq.qtype import QTensor
 def lower_embedding(body: g.Graph, node: g.Node, q: QTensor, maker: g.Maker) -> int:
     """Replace Gather over a float table by Gather over codes and over the scale of each row."""
     table, ids = node.inputs
-    dtype = np.dtype(table.dtype)
+    dtype = g.dtype(table) or np.dtype(np.float32)
     tail = (1,) * (len(table.shape) - 1)
 
     def look_up(part: str, values: g.Array) -> gs.Tensor:

@@ -138,7 +138,8 @@ def _is_foldable(graph: Graph, node: Node) -> bool:
         return False
     if any(g.is_output(graph, t) for t in node.outputs):
         return False
-    return all(np.dtype(t.dtype).name != "bfloat16" for t in node.inputs if g.is_constant(t))
+    kinds = [g.dtype(t) for t in node.inputs if g.is_constant(t)]
+    return all(kind is not None and kind.kind in "fiub" for kind in kinds)
 
 
 def _ancestors(tensor: gs.Tensor, makers: dict[str, Node]) -> list[Node]:
@@ -156,7 +157,7 @@ def _ancestors(tensor: gs.Tensor, makers: dict[str, Node]) -> list[Node]:
 def _weight_behind(tensor: gs.Tensor, makers: dict[str, Node]) -> int:
     """Bytes of the initializers that a tensor is computed from."""
     return sum(
-        math.prod(t.shape) * np.dtype(t.dtype).itemsize
+        math.prod(t.shape) * (kind.itemsize if (kind := g.dtype(t)) else 1)
         for node in _ancestors(tensor, makers)
         for t in node.inputs
         if g.is_constant(t)

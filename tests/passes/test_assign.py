@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from graphs import ZOO, Case, apply, context, feeds_of, model, normal, pipeline, run, sqnr
+from awkward import ZOO, Case
+from graphs import apply, context, feeds_of, model, normal, pipeline, run, sqnr
 from onnxq.passes import Assign, FoldBatchNorm, Normalize
 
 from onnxq import graph as g

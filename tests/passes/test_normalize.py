@@ -1,7 +1,8 @@
 import numpy as np
 import onnx
 import pytest
-from graphs import ZOO, apply, constant_nodes, model, normal, ops, opset_11, relative, run, tied
+from awkward import ZOO, constant_nodes, opset_11, tied
+from graphs import apply, model, normal, ops, relative, run
 from onnxq.passes import Normalize
 
 from onnxq import graph as g
