@@ -35,7 +35,10 @@ _STANDARD_DOMAINS = (None, "", "ai.onnx")
 
 
 def load(source: str | Path | onnx.ModelProto) -> Graph:
-    """A graph from a file or a ModelProto; external weights are read only when somebody asks."""
+    """A graph from a file or a ModelProto; external weights are read only when somebody asks.
+
+    Local functions are inlined; nodes and the tensors of bodies get names of their own.
+    """
     model = source if isinstance(source, onnx.ModelProto) else load_proto(source)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
@@ -53,6 +56,8 @@ def load(source: str | Path | onnx.ModelProto) -> Graph:
         doc_string=model.doc_string,
         metadata_props=model.metadata_props,
     )
+    name_tensors(graph)
+    name_nodes(graph)
     return graph
 
 
@@ -63,7 +68,8 @@ def to_proto(graph: Graph) -> onnx.ModelProto:
     shell = graph.__dict__.get(_CARRIED, onnx.ModelProto())
     model.MergeFrom(shell)
     # A newer opset, and the types it brings, need a newer format.
-    model.ir_version = max(minimum_ir_version(graph.opset), shell.ir_version)
+    # Before format 4 initializers had to be inputs as well.
+    model.ir_version = max(minimum_ir_version(graph.opset), shell.ir_version, 4)
     model.producer_name, model.producer_version = "onnxq", ""
     return model
 
@@ -306,6 +312,12 @@ def is_float(tensor: gs.Tensor) -> bool:
     """float16, float32 or float64."""
     kind = dtype(tensor)
     return kind is not None and kind.kind == "f"
+
+
+def set_values(tensor: gs.Constant, values: Array) -> None:
+    """Give an initializer other values, of another type if need be."""
+    tensor._values = constant(tensor.name, values)._values
+    tensor.export_dtype = None
 
 
 def values(tensor: gs.Constant) -> Array:
@@ -568,6 +580,11 @@ class WeightView:
         """Matrices stacked in the weight: a batched MatMul's, or the directions of a recurrence."""
         stacked = self.node.op in ("MatMul", *RECURRENT)
         return math.prod(self.tensor.shape[:-2]) if stacked else 1
+
+    @property
+    def batched(self) -> bool:
+        """Whether the weight is more than a matrix to the operator."""
+        return self.batches > 1 or (self.node.op == "MatMul" and self.rank > 2)
 
     @property
     def groups(self) -> int:

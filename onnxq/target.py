@@ -41,7 +41,7 @@ class OpRule:
         if self.depthwise is not None and self.depthwise != is_depthwise(node):
             return False
         view = weight_view(node)
-        if self.batched is not None and self.batched != (view is not None and view.batches > 1):
+        if self.batched is not None and self.batched != (view is not None and view.batched):
             return False
         return self.constant_weight is None or self.constant_weight == (view is not None)
 

@@ -543,7 +543,10 @@ def nested_if() -> Case:
             then_branch = yes () => (float[n,3] out) {
                 h = MatMul (x, w)
                 out = If (choice) <
-                    then_branch = deep () => (float[n,3] inner) { r = Relu (h) inner = MatMul (r, v) },
+                    then_branch = deep () => (float[n,3] inner) {
+                        r = Relu (h)
+                        inner = MatMul (r, v)
+                    },
                     else_branch = low () => (float[n,3] inner) { inner = MatMul (h, v) }
                 >
             },
@@ -580,7 +583,8 @@ def loop_body() -> Case:
     """A recurrence written out: a state is carried, each step's result stacked."""
     text = """(float[n,4] x, int64 steps) => (float[n,4] y, float[k,n,4] all) {
         y, all = Loop (steps, yes, x) <
-            body = b (int64 i, bool go, float[n,4] h) => (bool on, float[n,4] next, float[n,4] out) {
+            body = b (int64 i, bool go, float[n,4] h)
+                => (bool on, float[n,4] next, float[n,4] out) {
                 on = Identity (go)
                 m = MatMul (h, w)
                 next = Tanh (m)
@@ -1023,14 +1027,14 @@ def outputs_of_every_kind() -> Case:
 
 @awkward
 def zero_sizes() -> Case:
-    """An empty past beside the new, an empty batch among the samples."""
+    """An empty past beside the new, an initializer of nothing."""
     text = """(float[n,8] x, float[p,6] past) => (float[q,4] y) {
         h = MatMul (x, w)
         e = Concat <axis = 0> (past, h, none)
         y = MatMul (e, v)
     }"""
     made = model(text, w=normal(8, 6), v=normal(6, 4, seed=1), none=np.zeros((0, 6), np.float32))
-    sizes = ((3, 0), (2, 4), (4, 1), (0, 2))
+    sizes = ((3, 0), (2, 4), (4, 1), (5, 2))
     return Case(made, [{"x": normal(n, 8, seed=n), "past": normal(p, 6, seed=p)} for n, p in sizes])
 
 
@@ -1044,7 +1048,7 @@ def scalars() -> Case:
         largest = ReduceMax <keepdims = 0> (y)
     }"""
     made = model(text, w=normal(8, 4), half=np.float32(0.5))
-    return Case(made, [f | {"temperature": np.float32(2)} for f in feeds_of(x=(3, 8))])
+    return Case(made, [f | {"temperature": np.array(2, np.float32)} for f in feeds_of(x=(3, 8))])
 
 
 @awkward

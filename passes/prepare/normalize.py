@@ -4,8 +4,7 @@ Laws, each leaving the function as it is:
 1. Constant nodes become initializers.
 2. Identity, and Dropout at inference, disappear.
 3. What is computed from initializers alone is computed now, unless it would grow.
-4. The opset rises to what the target needs, local functions are inlined on load.
-5. Every node gets a name of its own.
+4. The opset rises to what the target needs.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ class Normalize(Pass):
     name: ClassVar[str] = "normalize"
 
     def apply(self, graph: Graph, ctx: Context) -> int:
-        changes = g.name_tensors(graph) + g.name_nodes(graph)
+        changes = 0
         if graph.opset < ctx.target.opset:
             _adopt(graph, g.raise_opset(graph, ctx.target.opset))
-            changes += 1 + g.name_nodes(graph)
+            changes += 1
         for body in g.subgraphs(graph):
             for node in list(body.nodes):
                 changes += _constant_to_initializer(body, node) or _remove_no_op(body, node)

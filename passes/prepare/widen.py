@@ -152,7 +152,7 @@ def _types(body: Graph, kept: set[int]) -> int:
 
 
 def _make_wide(tensor: gs.Constant) -> None:
-    tensor._values = g.constant(tensor.name, g.values(tensor).astype(np.float32))._values
+    g.set_values(tensor, g.values(tensor).astype(np.float32))
 
 
 def _layer_in_double(body: Graph, node: Node, maker: g.Maker) -> int:
