@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from graphs import Feeds, batch_norm, bn, feeds_of, model, normal
+from graphs import Array, Feeds, batch_norm, bn, context, feeds_of, model, normal, run
+from onnxq.passes import Widen
+
+from onnxq import graph as g
+from onnxq.errors import OnnxqError
 
 ZOO: dict[str, Callable[[], Case]] = {}
 
@@ -20,12 +24,28 @@ class Case:
     feeds: Feeds
     refused: dict[str, str] = field(default_factory=dict)
 
+    def expected(self) -> list[dict[str, Array]]:
+        """What the float model says, in float32 where the runtime has no kernels for its types."""
+        try:
+            return [run(self.model, feed) for feed in self.feeds]
+        except OnnxqError:
+            graph = g.load(self.model)  # which gives nodes names of their own
+            Widen().apply(graph, context())
+            return [run(graph, feed) for feed in self.feeds]
+
 
 def awkward(make: Callable[[], Case]) -> Callable[[], Case]:
     ZOO[make.__name__] = make
     return make
 
 
+# What onnx.reference cannot evaluate (its BatchNormalization of opset 9 is another), or where a
+# code that falls to the other side of a tie is fed back and grows.
+NOT_IN_REFERENCE = {
+    "opset_8",
+    "loop_body", "lstm", "lstm_bidirectional", "lstm_with_states", "lstm_in_if", "gru",
+    "gru_bidirectional", "rnn", "no_shapes", "optionals",
+}  # fmt: skip
 NO_DYNAMIC = {"int8-dynamic": "ConvInteger runs ten times slower than float"}
 
 

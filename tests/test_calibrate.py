@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from graphs import feeds_of, matmul, model, normal, residual, samples_of
+from awkward import matmul, residual
+from graphs import feeds_of, model, normal, samples_of
 
 from onnxq import graph as g
 from onnxq.calibrate import observe

@@ -24,7 +24,10 @@ def node_of(source: onnx.ModelProto, op: str | None = None) -> g.Node:
 def test_a_model_survives_loading_and_writing(name: str) -> None:
     case = ZOO[name]()
     again = g.to_proto(g.load(case.model))
-    onnx.checker.check_model(again, full_check=True)
+    if name != "no_shapes":  # which the checker refuses as it comes
+        onnx.checker.check_model(again, full_check=True)
+    if name in ("bfloat16", "names"):  # which the runtime refuses as they come
+        return
     for key, values in run(case.model, case.feeds[0], optimize=False).items():
         np.testing.assert_array_equal(run(again, case.feeds[0], optimize=False)[key], values)
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import MODELS, gemm, model, normal, run
+from awkward import gemm
+from graphs import MODELS, model, normal, run
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError

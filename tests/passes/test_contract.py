@@ -3,9 +3,8 @@
 import numpy as np
 import onnx
 import pytest
-from awkward import ZOO, Case
+from awkward import ZOO
 from graphs import Array, Feeds, context, pipeline, run, samples_of, sqnr
-from onnxq.passes import Widen
 from onnxq.passes.solve.assign import HEAVY
 
 from onnxq import graph as g
@@ -18,16 +17,6 @@ PRESETS = ("int8-static", "int8-dynamic")
 LOWERING = ("insert-qdq", "dynamic")
 LEAST_COSINE = 0.99
 LEAST_SQNR = 25.0  # dB, between graph optimizations off and on
-
-
-def expected_of(case: Case) -> list[dict[str, Array]]:
-    """What the float model says; widened first where the runtime has no kernels for its types."""
-    try:
-        return [run(case.model, feed) for feed in case.feeds]
-    except OnnxqError:
-        graph = g.load(case.model)  # which gives nodes names of their own
-        Widen().apply(graph, context())
-        return [run(graph, feed) for feed in case.feeds]
 
 
 def cosine(actual: list[Array], expected: list[Array]) -> float:
@@ -76,7 +65,7 @@ def test_each_pass_leaves_a_graph_that_runs_and_a_second_apply_changes_nothing(
     name: str, preset: str
 ) -> None:
     case = ZOO[name]()
-    expected = expected_of(case)
+    expected = case.expected()
     samples = samples_of(case.model, case.feeds)
     graph, ctx = g.load(case.model), context(samples=samples)
     for step in load_recipe(preset).passes:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from awkward import conv_bn_relu6 as net
 from graphs import Array, normal, pipeline
-from graphs import conv_bn_relu6 as net
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
