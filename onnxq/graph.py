@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxq.errors import OnnxqError
+from onnxq.spool import LARGE, spooled
 from onnxq.storage import ExternalValues, load_proto, save_proto
 
 Array = NDArray[Any]
@@ -438,7 +439,12 @@ def replace_node(body: Graph, node: Node, result: gs.Variable) -> None:
 
 
 def constant(name: str, values: Array) -> gs.Constant:
-    """An initializer; 2- and 4-bit values are packed, which graphsurgeon alone cannot export."""
+    """An initializer; large values wait on disk.
+
+    2- and 4-bit values are packed, which graphsurgeon alone cannot export.
+    """
+    if values.nbytes >= LARGE and values.dtype.kind in "fiu":
+        return gs.Constant(name, spooled(name, values))
     if values.dtype.kind not in "fiubcUSO":
         proto = onnx.numpy_helper.from_array(values, name)
         return gs.Constant(name, gs.ir.tensor.LazyValues(proto))

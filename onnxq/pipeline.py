@@ -16,9 +16,10 @@ from onnxq import graph as g
 from onnxq.calibrate import observe
 from onnxq.errors import OnnxqError
 from onnxq.observe import Observer
-from onnxq.qtype import QParams, QTensor, QType
+from onnxq.qtype import QParams, QType
 from onnxq.report import PassRecord, Report
 from onnxq.samples import Samples
+from onnxq.spool import Weights
 from onnxq.target import OpRule, Target
 
 Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
@@ -65,7 +66,7 @@ class Context:
     report: Report
     plan: Plan = field(default_factory=Plan)
     stats: dict[str, Any] = field(default_factory=dict)
-    weights: dict[str, QTensor] = field(default_factory=dict)
+    weights: Weights = field(default_factory=Weights)
     activations: dict[str, QParams] = field(default_factory=dict)
     # What batch normalisation said of a tensor before it was folded: (mean, deviation) by channel.
     batch_statistics: dict[str, tuple[Any, Any]] = field(default_factory=dict)

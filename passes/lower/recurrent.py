@@ -6,6 +6,8 @@ activations as they come, where the target has it; other weights are kept as cod
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
@@ -15,7 +17,7 @@ from onnxq.qtype import QTensor
 
 
 def lower_recurrent(
-    body: g.Graph, node: g.Node, plan: NodePlan, weights: dict[str, QTensor], maker: g.Maker
+    body: g.Graph, node: g.Node, plan: NodePlan, weights: Mapping[str, QTensor], maker: g.Maker
 ) -> int:
     """Put codes in the place of W and R. Returns the number of rewrites."""
     views = g.weight_views(node)
