@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import onnx
@@ -95,6 +95,10 @@ class Source(Protocol):
 
     name: str
 
+    @property
+    def note(self) -> str:
+        """What else a report says of the feeds."""
+
     def count(self, stop: int | None) -> int:
         """The number of feeds before `stop`."""
 
@@ -112,6 +116,7 @@ class OneByOne:
     """A source whose feeds are single samples."""
 
     name: str
+    note: ClassVar[str] = ""
 
     def samples(self, start: int, stop: int) -> int:
         return max(0, stop - start)
@@ -125,6 +130,7 @@ class Batches:
     """A source of single samples, of which `batch` make a feed; the last may hold fewer."""
 
     name: str
+    note: ClassVar[str] = ""
     batch: int
     rows: int  # samples
 

@@ -21,7 +21,7 @@ from onnxq.iterables import Call, List, imported, probed, spooled
 from onnxq.npz import Folder, InMemory, cut, npz_arrays
 from onnxq.preprocess import SETTINGS, Preprocess
 
-__all__ = ["Feed", "InputSpec", "Samples", "input_specs", "open_samples"]
+__all__ = ["Feed", "InputSpec", "Preprocessing", "Samples", "input_specs", "open_samples"]
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _ACCEPTED = "give an .npz file, a folder of .npz files or of images, or module:function"
@@ -54,7 +54,7 @@ class Samples:
     def description(self) -> str:
         """For a report: `calib.npz, 40 samples`."""
         count = self._source.samples(self._start, self._start + len(self))
-        return f"{self._source.name}, {count} sample{'' if count == 1 else 's'}"
+        return f"{self._source.name}, {count} sample{'' if count == 1 else 's'}{self._source.note}"
 
     def __len__(self) -> int:
         if self._length is None:
@@ -64,6 +64,28 @@ class Samples:
     def __iter__(self) -> Iterator[Feed]:
         for number, feed in enumerate(self._source.feeds(self._start, self._stop), self._start):
             yield checked(feed, self._specs, self._source, number)
+
+    def where(self, number: int) -> str:
+        """Names the sample of a feed of these, for a message."""
+        return self._source.where(self._start + number)
+
+    def from_start(self) -> tuple[Samples, int]:
+        """These and all that their source has before them, and how many feeds those are."""
+        whole = Samples(self._source, self._specs, synthesised=self.synthesised, stop=self._stop)
+        return whole, self._start
+
+    def samples(self, start: int, stop: int) -> int:
+        """How many samples the feeds `start` to `stop` of these hold."""
+        return self._source.samples(self._start + start, self._start + stop)
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    @property
+    def batch(self) -> int:
+        """Samples that share a feed."""
+        return self._source.batch if isinstance(self._source, Batches) else 1
 
     def slice(self, start: int, stop: int | None) -> Samples:
         """The feeds `start` to `stop` (exclusive; None: to the end) of these, still streaming.

@@ -15,7 +15,7 @@ Language models write their own samples (Liu et al., "LLM-QAT", 2023).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -64,7 +64,12 @@ class _Input(NamedTuple):
 
 
 def synthesize(
-    model: onnx.ModelProto, *, n: int = 32, seed: int = 0, path: Path | None = None
+    model: onnx.ModelProto,
+    *,
+    n: int = 32,
+    seed: int = 0,
+    path: Path | None = None,
+    leave: Collection[str] = (),
 ) -> tuple[list[Feed], Kind]:
     """`n` made-up samples that the model runs on, and what they are; the same for the same seed.
 
@@ -73,7 +78,8 @@ def synthesize(
     "tokens"          n sequences of 8 to 64 random ids
     "random"          n feeds of normal floats, zero integers
 
-    `path` is the model's file; it is needed where weights are external data.
+    `path` is the model's file; it is needed where weights are external data. Inputs named in
+    `leave` are left out of the samples: states, which the model makes itself.
     Raises OnnxqError when no samples can be made up that the model runs on.
     """
     session = _session(model, path)
@@ -102,7 +108,7 @@ def synthesize(
         feeds = _random_feeds(session, inputs, n, rng)
     if any(np.isnan(y).any() for y in _run(session, feeds[0]) if _is_float(y)):
         raise _impossible(ValueError("its output is not a number"))
-    return feeds, kind
+    return [{k: v for k, v in feed.items() if k not in leave} for feed in feeds], kind
 
 
 def _is_float(y: object) -> bool:
