@@ -428,7 +428,8 @@ def _peak_memory(model: Path, feed: Feed, threads: int | None) -> float:
 
     with tempfile.TemporaryDirectory(prefix="onnxq-") as scratch:
         path = Path(scratch) / "feed.npz"
-        np.savez(path, **feed)  # type: ignore[arg-type]
+        plain = {k: a.astype(str) if a.dtype.kind == "O" else a for k, a in feed.items()}
+        np.savez(path, **plain)  # type: ignore[arg-type]
         code = (
             "import sys, numpy as np; from onnxq.runtime import Session;"
             "from onnxq.pipeline import peak_mb; feed = dict(np.load(sys.argv[2])); b = peak_mb();"

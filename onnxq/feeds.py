@@ -154,7 +154,7 @@ def checked(feed: Any, specs: list[InputSpec], source: Source, number: int) -> F
             f"{where} is a {type(feed).__name__}; give a dict {{input name: array}} with "
             + ", ".join(map(str, specs))
         )
-    arrays = {str(name): np.asarray(value) for name, value in feed.items()}
+    arrays = {str(name): as_array(value, name, where) for name, value in feed.items()}
     require(where, specs, arrays)
     names = [spec.name for spec in specs]
     for name in arrays:
@@ -163,11 +163,14 @@ def checked(feed: Any, specs: list[InputSpec], source: Source, number: int) -> F
                 f"{where} has {name!r}, which is no input of the model; "
                 f"it expects {', '.join(map(str, specs))}{suggest(name, names)}"
             )
-    return {
+    fitted = {
         spec.name: _fitted(arrays[spec.name], spec, source, number)
         for spec in specs
         if spec.name in arrays
     }
+    if fitted and all(a.shape and not a.size for a in fitted.values()):
+        raise OnnxqError(f"{where} holds no values: every tensor is empty; remove the sample")
+    return fitted
 
 
 def _fitted(array: NDArray[Any], spec: InputSpec, source: Source, number: int) -> NDArray[Any]:
@@ -194,6 +197,18 @@ def _fitted(array: NDArray[Any], spec: InputSpec, source: Source, number: int) -
     return array
 
 
+def as_array(value: Any, name: object, where: str) -> NDArray[Any]:
+    """Raises OnnxqError for lists whose rows differ in length."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise OnnxqError(
+            f"{where}: {str(name)!r} makes no array ({reason}); give an array of one shape, and "
+            "samples of differing shapes one by one"
+        ) from None
+
+
 def require(where: str, specs: Sequence[InputSpec], arrays: Mapping[str, Any]) -> None:
     """Raises OnnxqError when an input that a sample must give is not among the arrays."""
     for spec in specs:
@@ -203,7 +218,8 @@ def require(where: str, specs: Sequence[InputSpec], arrays: Mapping[str, Any]) -
 
 def _missing(where: str, spec: InputSpec, arrays: Mapping[str, Any]) -> str:
     came = ", ".join(
-        f"{name!r} {type_text(a.dtype, a.shape)}" for name, a in islice(arrays.items(), 6)
+        f"{name!r} {type_text(a.dtype, a.shape, came=True)}"
+        for name, a in islice(arrays.items(), 6)
     )
     state = ""
     if near := get_close_matches(spec.name, spec.outputs, n=1, cutoff=0):
@@ -217,14 +233,20 @@ def _missing(where: str, spec: InputSpec, arrays: Mapping[str, Any]) -> str:
 
 
 def unfit(where: str, spec: InputSpec, dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
+    advice = "change the samples to fit"
+    if dtype.kind == "O" and spec.dtype.kind != "O":
+        advice = "samples of differing shapes go into a folder of .npz files, one each"
     return (
-        f"{where}: the model expects {spec}, what came is {type_text(dtype, shape)}; "
-        "change the samples to fit"
+        f"{where}: the model expects {spec}, what came is {type_text(dtype, shape, came=True)}; "
+        f"{advice}"
     )
 
 
-def type_text(dtype: np.dtype[Any], shape: Shape | None) -> str:
-    kind = "string" if dtype.kind == "O" else dtype.name
+def type_text(dtype: np.dtype[Any], shape: Shape | None, *, came: bool = False) -> str:
+    """`float32 [batch,3]`. Objects are strings to a model; those that came may be anything."""
+    kind = {"O": "object" if came else "string", "U": "string", "S": "string"}.get(
+        dtype.kind, dtype.name
+    )
     if shape is None:
         return f"{kind} of any shape"
     return f"{kind} [{','.join('?' if dim is None else str(dim) for dim in shape)}]"

@@ -95,9 +95,10 @@ class Named:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, OnnxqError):
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise OnnxqError(
-                f"{self.name} failed with {type(error).__name__}: {error}; it must return or "
-                "yield dicts {input name: array}"
+                f"{self.name} failed with {reason}; it must return or yield dicts "
+                "{input name: array}"
             ) from error
 
 
@@ -108,8 +109,9 @@ def imported(text: str) -> Callable[[], Iterable[Any]]:
     try:
         function: Any = importlib.import_module(module)
     except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise OnnxqError(
-            f"importing {module!r} for samples failed with {type(error).__name__}: {error}; "
+            f"importing {module!r} for samples failed with {reason}; "
             "run where the module lies, or install it"
         ) from error
     for part in attribute.split("."):

@@ -200,7 +200,9 @@ def cut(
     total = min(rows.values(), default=1)
     if len(set(rows.values())) > 1:
         lengths = ", ".join(f"{key!r} {used[key].shape[0]}" for key in rows)
-        raise OnnxqError(f"{name}: the arrays differ in their number of samples: {lengths}")
+        raise OnnxqError(
+            f"{name}: the arrays differ in their number of samples: {lengths}; give each as many"
+        )
     total = total if limit is None else min(total, limit)
     if total and (fixed or stacked):
         total -= total % batch

@@ -12,10 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from onnxq.errors import OnnxqError
-from onnxq.feeds import Batches, Feed, InputSpec, Source, checked, input_specs
+from onnxq.feeds import Batches, Feed, InputSpec, Source, as_array, checked, input_specs
 from onnxq.images import Images, image_paths, open_images
 from onnxq.iterables import Call, List, imported, probed, spooled
 from onnxq.npz import Folder, InMemory, cut, npz_arrays
@@ -202,8 +200,9 @@ def _open(
             raise OnnxqError(f"{str(path)!r} is no .npz file; {_ACCEPTED}")
         return cut(name or path.name, npz_arrays(path), specs, batch_size, limit)
     if isinstance(source, Mapping):
-        arrays = {key: InMemory(np.asarray(value)) for key, value in source.items()}
-        return cut(name or "arrays", arrays, specs, batch_size, limit)
+        title = name or "arrays"
+        arrays = {k: InMemory(as_array(value, k, title)) for k, value in source.items()}
+        return cut(title, arrays, specs, batch_size, limit)
     if isinstance(source, Sequence):
         return List(name or "list", source)
     if callable(source):
