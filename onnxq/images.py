@@ -33,6 +33,7 @@ class _Frame:
     std: NDArray[np.float64]
     color: Color
     layout: Layout
+    settings: str  # where they stand, for messages
 
     @property
     def size(self) -> tuple[int | None, int | None]:
@@ -76,7 +77,7 @@ class _Frame:
             if image.height < height or image.width < width:
                 raise OnnxqError(
                     f"{str(path)!r} is {image.height}×{image.width} pixels (height × width) before "
-                    f"the crop to {height}×{width}; set resize in {SETTINGS}"
+                    f"the crop to {height}×{width}; set resize in {self.settings}"
                 )
             left, top = (image.width - width) // 2, (image.height - height) // 2
             image = image.crop((left, top, left + width, top + height))
@@ -86,7 +87,7 @@ class _Frame:
             taken = "×".join("?" if n is None else str(n) for n in self.size)
             raise OnnxqError(
                 f"{str(path)!r} is {image.height}×{image.width} pixels (height × width) and the "
-                f"model takes {taken}; set {_advice(self.spec, self.layout)} in {SETTINGS}"
+                f"model takes {taken}; set {_advice(self.spec, self.layout)} in {self.settings}"
             )
         return np.asarray(image, np.uint8).reshape(image.height, image.width, -1)
 
@@ -139,17 +140,18 @@ class Images(Batches):
         for number in range(start, self.count(stop)):
             first = number * self.batch
             paths = self.paths[first : min(first + self.batch, self.rows)]
-            yield {self.frame.spec.name: _stacked([self.frame.read(p) for p in paths], paths)}
+            yield {self.frame.spec.name: self._stacked(paths)}
 
-
-def _stacked(images: list[NDArray[Any]], paths: list[Path]) -> NDArray[Any]:
-    for image, path in zip(images, paths, strict=True):
-        if image.shape != images[0].shape:
-            raise OnnxqError(
-                f"{str(paths[0])!r} and {str(path)!r} differ in size and cannot share a batch; set "
-                f"resize or crop in {SETTINGS}, or feed one image at a time (--batch-size 1)"
-            )
-    return np.stack(images)
+    def _stacked(self, paths: list[Path]) -> NDArray[Any]:
+        images = [self.frame.read(path) for path in paths]
+        for image, path in zip(images, paths, strict=True):
+            if image.shape != images[0].shape:
+                raise OnnxqError(
+                    f"{str(paths[0])!r} and {str(path)!r} differ in size and cannot share a batch; "
+                    f"set resize or crop in {self.frame.settings}, or feed one image at a time "
+                    "(--batch-size 1)"
+                )
+        return np.stack(images)
 
 
 def image_paths(folder: Path) -> list[Path]:
@@ -292,4 +294,5 @@ def _frame(spec: InputSpec, layouts: list[Layout], given: Preprocess, where: str
         np.array(given.std or (1.0,)),
         color,
         layout,
+        where,
     )

@@ -13,7 +13,7 @@ fixes that. A state that a sample gives is taken as it is.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +28,7 @@ from onnxq.feeds import Feed, InputSpec, input_specs, output_specs
 from onnxq.pairing import Pair, find_pairs, is_batch
 from onnxq.runtime import Session
 from onnxq.samples import Samples
-
-_NO_TOKENS = ("mask", "position", "type", "segment")
+from onnxq.tokens import Tokens
 
 
 class States:
@@ -53,32 +52,40 @@ class States:
         self.pairs = find_pairs(self._inputs, output_specs(proto), declared or {})
         self._names = {pair.input.name for pair in self.pairs}
         self._given = [spec for spec in self._inputs if spec.name not in self._names]
-        self._tokens = self._find_tokens()
+        grows = any(pair.axis is not None for pair in self.pairs)
+        self._tokens = Tokens.find(self._given) if grows else None
 
     @property
     def specs(self) -> list[InputSpec]:
         return [
-            replace(spec, optional=True) if spec.name in self._names else self._loosened(spec)
+            replace(spec, optional=True)
+            if spec.name in self._names
+            else self._tokens.loosened(spec)
+            if self._tokens
+            else spec
             for spec in self._inputs
         ]
 
     def carry(self, samples: Samples) -> Samples:
         """The samples with every state in its place; they themselves for a model without states.
 
-        Raises OnnxqError when the first feed cannot be completed.
+        Raises OnnxqError where samples of one stream share a batch.
         """
         if not self.pairs:
             return samples
-        source = _Carried(samples, self)
-        whole = Samples(source, self._inputs, synthesised=samples.synthesised)
-        next(iter(whole), None)
+        left_out = [pair for pair in self.left_out(samples) if pair.axis is None]
         fixed = any(spec.shape and isinstance(spec.shape[0], int) for spec in self._given)
-        if source.carried and samples.batch > 1 and not fixed:
+        if left_out and samples.batch > 1 and not fixed:
             raise OnnxqError(
-                f"{samples.name}: the state {min(source.carried)!r} is carried from sample to "
+                f"{samples.name}: the state {left_out[0].input.name!r} is carried from sample to "
                 "sample, so they cannot share a batch; feed one at a time (--batch-size 1)"
             )
-        return whole
+        return Samples(_Carried(samples, self), self._inputs, synthesised=samples.synthesised)
+
+    def left_out(self, samples: Samples) -> list[Pair]:
+        """Pairs whose input the first of the samples does not give."""
+        first = next(iter(samples), {})
+        return [pair for pair in self.pairs if pair.input.name not in first]
 
     @property
     def sure(self) -> set[str]:
@@ -106,94 +113,9 @@ class States:
             )
         if self._tokens is None:
             return [feed]
-        name, axis, fixed = self._tokens
-        length = feed[name].shape[axis]
-        if fixed is not None and (length % fixed or not length):
-            raise OnnxqError(
-                f"{where}: {name!r} has {length} tokens and the model takes {fixed} at a time; "
-                "give a multiple"
-            )
-        cuts = [length // 2, length] if length > 1 else [length]
-        cuts = list(range(fixed, length + 1, fixed)) if fixed is not None else cuts
-        return [
-            self._cut(feed, start, stop, length)
-            for start, stop in zip([0, *cuts], cuts, strict=False)
-        ]
-
-    def _cut(self, feed: Feed, start: int, stop: int, length: int) -> Feed:
-        """The tokens `start` to `stop`, and of the other inputs what belongs to them."""
-        given = {name: a for name, a in feed.items() if name in self._names and start == 0}
-        return given | {
-            spec.name: feed[spec.name][self._part(spec, feed[spec.name], start, stop, length)]
-            for spec in self._given
-        }
-
-    def _part(
-        self, spec: InputSpec, array: NDArray[Any], start: int, stop: int, length: int
-    ) -> tuple[slice, ...]:
-        assert self._tokens is not None
-        tokens, token_axis, _ = self._tokens
-        symbol = (self._spec(tokens).shape or ())[token_axis]
-        dims = spec.shape or (None,) * array.ndim
-        part = [slice(None)] * array.ndim
-        for axis, dim in enumerate(dims):
-            first = axis == 0 and token_axis > 0  # the batch
-            if isinstance(dim, str) and dim == symbol:
-                part[axis] = slice(start, stop)
-            elif first or array.shape[axis] != length:
-                continue
-            elif spec.name == tokens:
-                part[axis] = slice(start, stop) if axis == token_axis else part[axis]
-            elif "mask" in spec.name.lower():
-                covers = not isinstance(dim, int) and not self._is_elsewhere(dim, spec)
-                whole = axis == array.ndim - 1  # past and new tokens
-                if covers:
-                    part[axis] = slice(0, stop) if whole else slice(start, stop)
-            elif "position" in spec.name.lower() or (
-                dim == symbol and not isinstance(symbol, str) and axis == token_axis
-            ):
-                part[axis] = slice(start, stop)
-        return tuple(part)
-
-    def _is_elsewhere(self, dim: str | None, mask: InputSpec) -> bool:
-        """Whether a dimension of a mask is that of other data, such as an encoder's."""
-        others = [s for s in self._given if s is not mask and "mask" not in s.name.lower()]
-        named = dim is not None and any(dim in (spec.shape or ()) for spec in others)
-        return named or "encoder" in f"{mask.name} {dim}".lower()
-
-    def _find_tokens(self) -> tuple[str, int, int | None] | None:
-        """The input that a sample of a growing state is cut along: its name, the axis, and the
-        number of tokens that the model takes at a time where it fixes that."""
-        if all(pair.axis is None for pair in self.pairs):
-            return None
-        whole = [s for s in self._given if s.shape and not _named(s, _NO_TOKENS)]
-        ids = [s for s in whole if np.dtype(s.dtype).kind in "iu"]
-        embedded = [s for s in whole if len(s.shape or ()) > 1 and _named(s, ("embed",))]
-        others = [s for s in whole if len(s.shape or ()) > 1]
-        named = [s for s in ids if _named(s, ("ids", "token"))]
-        for spec in (named + ids + embedded + others)[:1]:
-            assert spec.shape is not None
-            axis = min(1, len(spec.shape) - 1)
-            fixed = spec.shape[axis]
-            if not isinstance(fixed, int):
-                return spec.name, axis, None
-            if spec in ids and fixed > 0:
-                return spec.name, axis, fixed
-        return None
-
-    def _spec(self, name: str) -> InputSpec:
-        return next(spec for spec in self._inputs if spec.name == name)
-
-    def _loosened(self, spec: InputSpec) -> InputSpec:
-        """An input of a fixed number of tokens may come with more, to be cut."""
-        if self._tokens is None or self._tokens[2] is None or spec.shape is None:
-            return spec
-        name, axis, fixed = self._tokens
-        if spec.name != name and (_named(spec, ("mask",)) or len(spec.shape) <= axis):
-            return spec
-        dims = list(spec.shape)
-        dims[axis] = None if dims[axis] == fixed else dims[axis]
-        return replace(spec, shape=tuple(dims))
+        steps = self._tokens.steps(feed, where)
+        restart = {name: array for name, array in feed.items() if name in self._names}
+        return [steps[0] | restart, *steps[1:]]
 
     # ── the states of a step ─────────────────────────────────────────────────────────────────────
 
@@ -253,10 +175,6 @@ class States:
         )
 
 
-def _named(spec: InputSpec, words: Sequence[str]) -> bool:
-    return any(word in spec.name.lower() for word in words)
-
-
 def _fitting(
     made: NDArray[Any], shape: tuple[int | None, ...], pair: Pair, where: str
 ) -> NDArray[Any]:
@@ -287,20 +205,14 @@ class _Carried:
 
     def __post_init__(self) -> None:
         self.name = self.inner.name
-        self.carried: set[str] = set()  # states of fixed shape that a sample left out
         self._ends: list[int] = []  # per sample seen so far, the number of steps up to its end
 
     @property
     def note(self) -> str:
-        pairs = [p for p in self.states.pairs if p.input.name in self._left_out]
+        pairs = self.states.left_out(self.inner)
         shown = [f"{pair.input.name} from {pair.output}" for pair in pairs[:3]]
         more = f", {len(pairs) - 3} more" if len(pairs) > 3 else ""
         return f"; {', '.join(shown)}{more}" if shown else ""
-
-    @property
-    def _left_out(self) -> set[str]:
-        first = next(iter(self.inner), {})
-        return {p.input.name for p in self.states.pairs if p.input.name not in first}
 
     @property
     def _in_steps(self) -> bool:
@@ -348,13 +260,8 @@ class _Carried:
                 continue
             for place, step in enumerate(steps):
                 before = self.states.completed(step, before, place == 0, where)
-                self._note_carried(step)
                 if here and feed_number >= start:
                     yield before
                 feed_number += bool(here)
                 if feed_number == stop:
                     return
-
-    def _note_carried(self, step: Feed) -> None:
-        fixed = (p.input.name for p in self.states.pairs if p.axis is None)
-        self.carried |= {name for name in fixed if name not in step}

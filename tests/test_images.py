@@ -310,7 +310,7 @@ def test_sizes_that_do_not_fit(tmp_path: Path) -> None:
     saved(tmp_path / "b.png", picture(200, 300))
     message = refused(tmp_path, [fixed], preprocess=NO_SETTINGS)
     assert "b.png' is 200×300 pixels (height × width) and the model takes 224×224" in message
-    assert message.endswith("; set resize = 256 and crop = 224 in preprocess.toml")
+    assert message.endswith("; set resize = 256 and crop = 224 in preprocess")
     message = refused(tmp_path, [fixed], preprocess={"crop": 224})
     assert "b.png' is 200×300 pixels" in message
     assert "before the crop to 224×224; set resize in" in message
