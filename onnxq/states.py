@@ -153,26 +153,21 @@ class States:
         sizes: dict[str, int] = {}
         batch = 1
         for spec in reversed(self._given):
-            if spec.name in step and spec.shape:
-                shape = step[spec.name].shape
-                batch = shape[0] if len(shape) > 1 else batch
-                sizes |= {
-                    d: n for d, n in zip(spec.shape, shape, strict=True) if isinstance(d, str)
-                }
+            if spec.shape:
+                fed = step[spec.name].shape
+                batch = fed[0] if len(fed) > 1 else batch
+                sizes |= {d: n for d, n in zip(spec.shape, fed, strict=True) if isinstance(d, str)}
         batches = {spec.shape[0] for spec in self._given if spec.shape}
         shape = pair.input.shape or ()
-        return tuple(
-            dim
-            if isinstance(dim, int)
-            else None
-            if axis == pair.axis
-            else sizes[dim]
-            if dim in sizes
-            else batch
-            if is_batch(shape, axis, batches)
-            else None
-            for axis, dim in enumerate(shape)
-        )
+
+        def size(axis: int, dim: int | str | None) -> int | None:
+            if isinstance(dim, int) or axis == pair.axis:
+                return dim if isinstance(dim, int) else None
+            if dim in sizes:
+                return sizes[dim]
+            return batch if is_batch(shape, axis, batches) else None
+
+        return tuple(size(axis, dim) for axis, dim in enumerate(shape))
 
 
 def _fitting(
@@ -184,14 +179,14 @@ def _fitting(
     )
     if pair.input.shape is not None and not fits:
         raise OnnxqError(
-            f"{where}: the state {pair.input.name!r} is {list(made.shape)} after the sample before "
+            f"{where}: the state {pair.input.name!r} is {list(made.shape)} after the feed before "
             f"and should be {[n if n is not None else '?' for n in shape]} here; give samples of "
             f"one batch size, or {pair.input.name!r} with this one"
         )
     if made.dtype.kind == "f" and not np.isfinite(made).all():
         raise OnnxqError(
-            f"{where}: the sample before makes {pair.output!r}, the state {pair.input.name!r}, NaN "
-            "or infinite; leave that sample out, or check its preprocessing"
+            f"{where}: the feed before makes {pair.output!r}, the state {pair.input.name!r}, NaN "
+            "or infinite; leave its sample out, or check its preprocessing"
         )
     return made
 

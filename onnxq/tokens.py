@@ -93,7 +93,8 @@ class Tokens:
         part = [slice(None)] * array.ndim
         dims = spec.shape or (None,) * array.ndim
         for axis in range(array.ndim):
-            counts = array.shape[axis] == n and not (axis == 0 and self.axis > 0)  # not the batch
+            batch = axis == 0 and self.axis > 0 and array.ndim > 1
+            counts = array.shape[axis] == n and not batch
             if self._is_along(spec, dims, axis, counts):
                 part[axis] = slice(start, stop)
             elif counts and _named(spec, "mask") and self._covers(spec, dims[axis]):

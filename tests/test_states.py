@@ -172,8 +172,8 @@ def test_a_state_that_blows_up_names_the_sample() -> None:
     )
     feeds = [{"x": np.full((1, 2), value, np.float32)} for value in (3, -9, 1)]
     message = refused(made, feeds)
-    assert message.startswith("list, sample 2 (counted from 0): the sample before makes 'h_out'")
-    assert "the state 'h', NaN or infinite; leave that sample out" in message
+    assert message.startswith("list, sample 2 (counted from 0): the feed before makes 'h_out'")
+    assert "the state 'h', NaN or infinite; leave its sample out" in message
 
 
 def test_memory_does_not_grow_with_the_stream() -> None:
