@@ -303,7 +303,10 @@ def validate(
     threads: int | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
-    """Compare a model with the float model it was made from: outputs, layers, sizes, latency."""
+    """Compare a model with the float model it was made from: outputs, layers, sizes, latency.
+
+    `samples`, `preprocess` and `states` are as for `quantize`.
+    """
     device = load_target(target)
     report = Report(
         model=str(reference),
@@ -392,7 +395,10 @@ def bench(
     runs: int = 200,
     threads: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Latency of several models in turns, and the peak memory of each in a process of its own."""
+    """Latency of several models in turns, and the peak memory of each in a process of its own.
+
+    `samples` (the first feed is what is run), `preprocess` and `states` are as for `quantize`.
+    """
     first = _existing(models[0])
     proto = load_proto(first)
     sampling = Sampling(first, proto, preprocess, states, threads=threads)

@@ -205,9 +205,10 @@ class _Carried:
     @property
     def note(self) -> str:
         pairs = self.states.left_out(self.inner)
-        shown = [f"{pair.input.name} from {pair.output}" for pair in pairs[:3]]
-        more = f", {len(pairs) - 3} more" if len(pairs) > 3 else ""
-        return f"; {', '.join(shown)}{more}" if shown else ""
+        shown = [f"{pair.input.name} from {pair.output}" for pair in pairs]
+        if len(pairs) > 3:
+            shown = [f"{shown[0]} and {len(pairs) - 1} more states"]
+        return f"; {', '.join(shown)}" if shown else ""
 
     @property
     def _in_steps(self) -> bool:
