@@ -174,7 +174,8 @@ def open_images(
     limit: int | None,
     name: str,
 ) -> Images:
-    """The images `paths` of `folder` as feeds.
+    """The images `paths` of `folder` as feeds; of more than `limit` those at even distances, since
+    folders are often in the order of the classes.
 
     `preprocess` is the settings or their file; None reads `preprocess.toml` in the folder.
     The model's batch, where it is fixed, overrides `batch_size`; images left over are not fed.
@@ -200,6 +201,7 @@ def open_images(
     frame = _frame(spec, layouts, settings, where)
     assert spec.shape is not None
     batch, rows = batch_size, len(paths) if limit is None else min(limit, len(paths))
+    paths = [paths[k * len(paths) // rows] for k in range(rows)]
     if isinstance(spec.shape[0], int):
         batch = spec.shape[0]
         rows -= rows % batch

@@ -140,6 +140,7 @@ def open_samples(
                 yields. A one-shot iterator is first written to a temporary file.
 
     `limit` is the largest number of samples: rows of an .npz or dict, images, feeds elsewhere.
+    The first ones are taken; of images those at even distances in the order of their paths.
     `name` names the source in descriptions and messages. `preprocess` is for a folder of images:
     its settings or their TOML file, instead of the `preprocess.toml` in the folder.
 

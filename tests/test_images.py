@@ -183,10 +183,11 @@ def test_a_fixed_batch_overrides_and_leaves_the_rest_out(tmp_path: Path) -> None
     assert "fewer images than the 8" in refused(tmp_path, [many], preprocess=NO_SETTINGS)
 
 
-def test_the_limit_counts_images(tmp_path: Path) -> None:
-    shades(tmp_path, 5)
+def test_of_more_images_than_the_limit_those_at_even_distances_are_taken(tmp_path: Path) -> None:
+    shades(tmp_path, 6)
     samples = open_samples(tmp_path, [NCHW], preprocess={"scale": 1}, limit=3, batch_size=2)
-    assert seen(samples) == [[0, 1], [2]]
+    assert seen(samples) == [[0, 2], [4]]
+    assert samples.description.endswith(", 3 samples")
 
 
 def test_images_are_in_memory_one_at_a_time(tmp_path: Path) -> None:
