@@ -30,7 +30,10 @@ def observe(
     total = len(samples)
     for done, feed in enumerate(samples):
         progress(done, total)
-        values = probe.run(feed)
+        try:
+            values = probe.run(feed)
+        except OnnxqError as error:
+            raise OnnxqError(f"{samples.where(done)}: {error}") from None
         for key, observer in observers.items():
             name = key.split("#")[0]
             try:
@@ -39,8 +42,8 @@ def observe(
                         observer.update(value)
             except FloatingPointError:
                 raise OnnxqError(
-                    f"sample {done} makes {name!r} NaN or infinite; leave that sample out, or "
-                    "check its preprocessing"
+                    f"{samples.where(done)} makes {name!r} NaN or infinite; leave that sample out, "
+                    "or check its preprocessing"
                 ) from None
     progress(total, total)
     return {key: observer.result() for key, observer in observers.items()}
