@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +24,10 @@ class Case:
     model: onnx.ModelProto
     feeds: Feeds
     refused: dict[str, str] = field(default_factory=dict)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What hypothesis prints of a failing case."""
+        printer.text("\n" + onnx.printer.to_text(self.model.graph))
 
     def expected(self) -> list[dict[str, Array]]:
         """What the float model says, in float32 where the runtime has no kernels for its types."""
