@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from onnxq.errors import OnnxqError
+from onnxq.runtime import Session
 
 Feed = dict[str, NDArray[Any]]
 Floats = NDArray[np.float32]
@@ -110,13 +111,7 @@ def _is_float(y: object) -> bool:
 
 
 def _session(model: onnx.ModelProto, path: Path | None) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        source = str(path) if path else model.SerializeToString()
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise _impossible(error) from error
+    return Session(path or model).ort
 
 
 def _run(session: ort.InferenceSession, feed: Feed) -> list[Any]:
