@@ -470,11 +470,11 @@ def _list_targets() -> None:
 
 
 def _show_target(name: str) -> None:
-    from onnxq.target import detect, load_target, target_names, target_text
+    from onnxq.target import detect, load_target, target_text
 
     name = detect() if name == "auto" else name
-    if name not in target_names():
-        load_target(name)  # says what is wrong with the name, or reads the user's own file
+    if name.endswith(".toml"):
+        load_target(name)  # says what is wrong with it
         typer.echo(Path(name).read_text("utf-8"), nl=False)
         return
     typer.echo(target_text(name), nl=False)
