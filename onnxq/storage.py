@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError
 from numpy.typing import NDArray
@@ -68,7 +69,8 @@ def load_proto(path: str | Path) -> onnx.ModelProto:
     link to: caches keep models as links into a folder of blobs. Where links lead elsewhere, be it
     by a folder on the way, they are refused, as ONNX Runtime does.
 
-    Raises OnnxqError for what is no model, and for a model that cannot mean anything.
+    Functions of the model are written out in its graph. Raises OnnxqError for what is no model,
+    and for a model that cannot mean anything.
     """
     path = Path(path)
     model = _parsed(path)
@@ -80,7 +82,19 @@ def load_proto(path: str | Path) -> onnx.ModelProto:
         if is_external(tensor):
             _contained(tensor, path)
             read_in(tensor, path.parent)
-    return model
+    return _without_functions(model) if model.functions else model
+
+
+def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model's own functions written out where they are called."""
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise OnnxqError(
+            f"the model's functions cannot be written out in its graph ({reason}); export it again "
+            "without functions"
+        ) from None
 
 
 def _parsed(path: Path) -> onnx.ModelProto:

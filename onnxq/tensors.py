@@ -32,17 +32,22 @@ def bodies(attribute: AttributeProto) -> list[GraphProto]:
     return [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
 
 
+def graphs(model: ModelProto) -> Iterator[GraphProto]:
+    """The model's graph and every body in it."""
+    yield model.graph
+    for attribute in _attributes(model):
+        yield from bodies(attribute)
+
+
 def initializers(model: ModelProto) -> Iterator[TensorProto]:
     """Of the graph and of every body in it."""
-    yield from model.graph.initializer
-    for attribute in _attributes(model):
-        for body in bodies(attribute):
-            yield from body.initializer
+    for graph in graphs(model):
+        yield from graph.initializer
 
 
 def other_tensors(model: ModelProto) -> Iterator[TensorProto]:
     """What is no initializer: attributes, such as a Constant's value, and sparse tensors."""
-    sparse = list(model.graph.sparse_initializer)
+    sparse = [tensor for graph in graphs(model) for tensor in graph.sparse_initializer]
     for attribute in _attributes(model):
         if attribute.HasField("t"):
             yield attribute.t
@@ -50,8 +55,6 @@ def other_tensors(model: ModelProto) -> Iterator[TensorProto]:
         if attribute.HasField("sparse_tensor"):
             sparse.append(attribute.sparse_tensor)
         sparse += attribute.sparse_tensors
-        for body in bodies(attribute):
-            sparse += body.sparse_initializer
     for tensor in sparse:
         yield tensor.values
         yield tensor.indices

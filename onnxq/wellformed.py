@@ -9,31 +9,77 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from google.protobuf.message import Message
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from onnxq.errors import OnnxqError
-from onnxq.tensors import bodies, every_node, initializers, is_external, nbytes, other_tensors
+from onnxq.tensors import (
+    bodies,
+    every_node,
+    graphs,
+    initializers,
+    is_external,
+    nbytes,
+    other_tensors,
+)
 
 _STANDARD = ("", "ai.onnx")
 _COMPLEX = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
+_HELD = {AttributeProto.TENSOR: "t", AttributeProto.GRAPH: "g"}
 _MOST_NODES = 1_000_000
 
 
 def check(model: ModelProto) -> None:
     """Raises OnnxqError, naming tensor or node, for a model that cannot mean anything."""
+    _check_text(model)
     if not model.graph.output:
         raise OnnxqError("the model has no outputs, so nothing can be computed; export it again")
     domains = {entry.domain for entry in model.opset_import}
     if not domains & set(_STANDARD) and any(n.domain in _STANDARD for n in model.graph.node):
         raise OnnxqError("the model does not say which opset it uses; export it again")
-    for tensor in initializers(model):
+    for tensor in chain(initializers(model), other_tensors(model)):
         _check_size(tensor)
-    for tensor in other_tensors(model):
-        _check_size(tensor)
+    for value in (*model.graph.input, *model.graph.output):
+        _check_type(value, required=True)
+    for graph in graphs(model):
+        for value in chain(graph.input, graph.output, graph.value_info):
+            _check_type(value, required=False)
     _check_functions(model)
     _check_closed(_check_graph(model.graph, ()))
+
+
+def _check_text(message: Message) -> None:
+    """That names and texts are UTF-8; where they are not, protobuf hands on bytes."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            for text in value if field.is_repeated else (value,):
+                if not isinstance(text, str):
+                    raise OnnxqError(
+                        f"the model holds the {field.name} {text[:40]!r}, which is not UTF-8 text; "
+                        "the file is damaged, or wrongly exported"
+                    )
+        elif field.type == field.TYPE_MESSAGE:
+            for part in value if field.is_repeated else (value,):
+                _check_text(part)
+
+
+def _check_type(value: ValueInfoProto, required: bool) -> None:
+    """That a value is a tensor, or a sequence of tensors, of a type that ONNX knows."""
+    kind = value.type.WhichOneof("value")
+    if kind is None and not required:
+        return
+    if kind not in ("tensor_type", "sequence_type", "sparse_tensor_type"):
+        what = "of no type" if kind is None else f"of the type {kind.removesuffix('_type')}"
+        raise OnnxqError(f"the model's {value.name!r} is {what}, which cannot be quantized")
+    inner = value.type.sequence_type.elem_type if kind == "sequence_type" else value.type
+    number = getattr(inner, inner.WhichOneof("value") or "tensor_type").elem_type
+    if number not in TensorProto.DataType.values() or (required and not number):
+        raise OnnxqError(
+            f"the model's {value.name!r} has the unknown type {number}; export it again"
+        )
 
 
 def _check_size(tensor: TensorProto) -> None:
@@ -119,6 +165,10 @@ def _check_scope(
 def _reads(node: NodeProto, around: tuple[str, ...]) -> dict[str, str]:
     """The tensors that a node reads, itself or in its bodies: name → reader, for a message."""
     label = _label(node)
+    for attribute in node.attribute:
+        field = _HELD.get(attribute.type)
+        if field and not attribute.HasField(field) and not attribute.ref_attr_name:
+            raise OnnxqError(f"{label} has an empty attribute {attribute.name!r}; export it again")
     reads = {name: label for name in node.input if name}
     for attribute in node.attribute:
         for body in bodies(attribute):
