@@ -26,6 +26,7 @@ from onnxq.tensors import (
     extent,
     initializers,
     is_external,
+    make_dense,
     nbytes,
     numpy_dtype,
     other_tensors,
@@ -69,24 +70,30 @@ def load_proto(path: str | Path) -> onnx.ModelProto:
     link to: caches keep models as links into a folder of blobs. Where links lead elsewhere, be it
     by a folder on the way, they are refused, as ONNX Runtime does.
 
-    Functions of the model are written out in its graph. Raises OnnxqError for what is no model,
-    and for a model that cannot mean anything.
+    Functions of the model are written out in its graph, sparse tensors are made dense, constants
+    of nodes that are external are read in.
+
+    Raises OnnxqError for what is no model, and for a model that cannot mean anything.
     """
     path = Path(path)
     model = _parsed(path)
-    wellformed.check(model)
-    for tensor in initializers(model):
-        if is_external(tensor):
-            _contained(tensor, path)
+    if model.functions:
+        model = _without_functions(model)
     for tensor in other_tensors(model):
         if is_external(tensor):
             _contained(tensor, path)
             read_in(tensor, path.parent)
-    return _without_functions(model) if model.functions else model
+    make_dense(model)
+    wellformed.check(model)
+    for tensor in initializers(model):
+        if is_external(tensor):
+            _contained(tensor, path)
+    return model
 
 
 def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model's own functions written out where they are called."""
+    wellformed.check_functions(model)
     try:
         return onnx.inliner.inline_local_functions(model)
     except Exception as error:
@@ -112,6 +119,7 @@ def _parsed(path: Path) -> onnx.ModelProto:
         raise OnnxqError(f"{str(path)!r} is not an ONNX model, or cut off ({reason})") from None
     if not model.graph.node and not model.graph.output:
         raise OnnxqError(f"{str(path)!r} is not an ONNX model, or has an empty graph")
+    wellformed.check_text(model)
     return model
 
 

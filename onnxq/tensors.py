@@ -11,12 +11,22 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+)
 
 from onnxq.errors import OnnxqError
 
 _NARROW = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}  # bits of one number
 _BITS = {number: _NARROW[name] for name, number in TensorProto.DataType.items() if name in _NARROW}
+
+
+_LARGEST_DENSE = 1 << 31  # bytes of a sparse tensor written out
 
 
 def every_node(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
@@ -183,3 +193,40 @@ def read_in(tensor: TensorProto, folder: Path) -> None:
     tensor.raw_data = b"".join(extent(tensor, folder).pieces())
     tensor.ClearField("external_data")
     tensor.ClearField("data_location")
+
+
+def make_dense(model: ModelProto) -> None:
+    """Write sparse initializers, and Constants that hold a sparse tensor, as ordinary ones.
+
+    Raises OnnxqError where a sparse tensor contradicts itself or is too large for that.
+    """
+    for graph in graphs(model):
+        graph.initializer.extend(_dense(sparse) for sparse in graph.sparse_initializer)
+        graph.ClearField("sparse_initializer")
+    for node in every_node(model.graph.node):
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.type == AttributeProto.SPARSE_TENSOR:
+                attribute.t.CopyFrom(_dense(attribute.sparse_tensor))
+                attribute.ClearField("sparse_tensor")
+                attribute.name, attribute.type = "value", AttributeProto.TENSOR
+
+
+def _dense(sparse: SparseTensorProto) -> TensorProto:
+    """Indices are positions in the flat tensor, (count,), or one per dimension, (count, rank)."""
+    name, shape = sparse.values.name, tuple(sparse.dims)
+    whole = TensorProto(name=name, data_type=sparse.values.data_type, dims=shape)
+    if nbytes(whole) > _LARGEST_DENSE:
+        raise OnnxqError(f"the sparse tensor {name!r} is too large; export it dense")
+    try:
+        indices = onnx.numpy_helper.to_array(sparse.indices)
+        at = np.ravel_multi_index(tuple(indices.T), shape) if indices.ndim == 2 else indices
+        values = onnx.numpy_helper.to_array(sparse.values)
+        dense = np.zeros(math.prod(shape), values.dtype)
+        if at.size and at.min() < 0:
+            raise IndexError("a negative index")
+        dense[at] = values.reshape(at.shape)
+    except (ValueError, IndexError, TypeError) as error:
+        raise OnnxqError(
+            f"the sparse tensor {name!r} contradicts itself ({error}); export it dense"
+        ) from None
+    return onnx.numpy_helper.from_array(dense.reshape(shape), name)

@@ -28,30 +28,62 @@ from onnxq.tensors import (
 
 _STANDARD = ("", "ai.onnx")
 _COMPLEX = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
-_HELD = {AttributeProto.TENSOR: "t", AttributeProto.GRAPH: "g"}
+_KINDS = {
+    AttributeProto.FLOAT: "f",
+    AttributeProto.INT: "i",
+    AttributeProto.STRING: "s",
+    AttributeProto.TENSOR: "t",
+    AttributeProto.GRAPH: "g",
+    AttributeProto.FLOATS: "floats",
+    AttributeProto.INTS: "ints",
+    AttributeProto.STRINGS: "strings",
+}  # of attributes that survive a change of the graph, and the field that holds each
 _MOST_NODES = 1_000_000
 
 
 def check(model: ModelProto) -> None:
-    """Raises OnnxqError, naming tensor or node, for a model that cannot mean anything."""
-    _check_text(model)
+    """Raises OnnxqError, naming tensor or node, for a model that cannot mean anything.
+
+    The model has no functions of its own any more, and no sparse tensors.
+    """
     if not model.graph.output:
         raise OnnxqError("the model has no outputs, so nothing can be computed; export it again")
     domains = {entry.domain for entry in model.opset_import}
     if not domains & set(_STANDARD) and any(n.domain in _STANDARD for n in model.graph.node):
         raise OnnxqError("the model does not say which opset it uses; export it again")
-    for tensor in chain(initializers(model), other_tensors(model)):
-        _check_size(tensor)
     for value in (*model.graph.input, *model.graph.output):
         _check_type(value, required=True)
     for graph in graphs(model):
         for value in chain(graph.input, graph.output, graph.value_info):
             _check_type(value, required=False)
-    _check_functions(model)
-    _check_closed(_check_graph(model.graph, ()))
+    for node in every_node(model.graph.node):
+        _check_attributes(node)
+    for tensor in chain(initializers(model), other_tensors(model)):
+        _check_size(tensor)
+    for name, reader in _check_graph(model.graph, ()).items():
+        raise OnnxqError(f"{reader} reads {name!r}, which nothing makes; export the model again")
 
 
-def _check_text(message: Message) -> None:
+def check_functions(model: ModelProto) -> None:
+    """Raises OnnxqError where functions cannot be written out in the graph: one calls itself, at
+    whatever depth, or what comes out has no bounds."""
+    sizes: dict[tuple[str, str], int] = {}
+    waiting = {
+        (f.domain, f.name): [(n.domain, n.op_type) for n in every_node(f.node)]
+        for f in model.functions
+    }
+    while ready := [key for key, calls in waiting.items() if not any(c in waiting for c in calls)]:
+        for key in ready:
+            sizes[key] = sum(sizes.get(called, 1) for called in waiting.pop(key))
+    if waiting:
+        domain, name = next(iter(waiting))
+        raise OnnxqError(f"the model's function {domain}:{name} calls itself; export it again")
+    whole = sum(sizes.get((n.domain, n.op_type), 1) for n in every_node(model.graph.node))
+    if whole > _MOST_NODES:
+        raise OnnxqError(f"the model's functions stand for {whole} nodes, more than anything runs")
+
+
+def check_text(message: Message) -> None:
     """That names and texts are UTF-8; where they are not, protobuf hands on bytes."""
     for field, value in message.ListFields():
         if field.type == field.TYPE_STRING:
@@ -63,7 +95,7 @@ def _check_text(message: Message) -> None:
                     )
         elif field.type == field.TYPE_MESSAGE:
             for part in value if field.is_repeated else (value,):
-                _check_text(part)
+                check_text(part)
 
 
 def _check_type(value: ValueInfoProto, required: bool) -> None:
@@ -82,6 +114,26 @@ def _check_type(value: ValueInfoProto, required: bool) -> None:
         )
 
 
+def _check_attributes(node: NodeProto) -> None:
+    """That the attributes of a node can be kept as they are."""
+    for attribute in node.attribute:
+        where = f"{_label(node)} has an attribute {attribute.name!r}"
+        field = _KINDS.get(attribute.type)
+        if field is None:
+            raise OnnxqError(f"{where} of a kind that onnxq cannot keep; export without it")
+        if field in ("t", "g") and not attribute.HasField(field):
+            raise OnnxqError(f"{where} without a value; export the model again")
+        if field[-1] == "s" and len(field) > 1 and not getattr(attribute, field):
+            raise OnnxqError(f"{where} that is an empty list, which onnxq cannot keep")
+        for text in (attribute.s, *attribute.strings):
+            try:
+                text.decode()
+            except UnicodeDecodeError:
+                raise OnnxqError(
+                    f"{where} whose text is not UTF-8, which onnxq cannot keep"
+                ) from None
+
+
 def _check_size(tensor: TensorProto) -> None:
     """That a tensor has as many numbers as its dimensions say."""
     if is_external(tensor):
@@ -97,30 +149,6 @@ def _check_size(tensor: TensorProto) -> None:
             f"tensor {tensor.name!r} of shape {list(tensor.dims)} holds {found} {unit} where it "
             f"needs {wanted}; export the model again"
         )
-
-
-def _check_functions(model: ModelProto) -> None:
-    """That the model's functions can be written out in its graph: none calls itself, at whatever
-    depth, and what comes out has a size."""
-    sizes: dict[tuple[str, str], int] = {}
-    waiting = {(f.domain, f.name): [(n.domain, n.op_type) for n in every_node(f.node)]
-               for f in model.functions}  # fmt: skip
-    while ready := [key for key, calls in waiting.items() if not any(c in waiting for c in calls)]:
-        for key in ready:
-            sizes[key] = sum(sizes.get(called, 1) for called in waiting.pop(key))
-    if waiting:
-        domain, name = next(iter(waiting))
-        raise OnnxqError(f"the model's function {domain}:{name} calls itself; export it again")
-    whole = sum(sizes.get((n.domain, n.op_type), 1) for n in every_node(model.graph.node))
-    if whole > _MOST_NODES:
-        raise OnnxqError(f"the model's functions stand for {whole} nodes, more than anything runs")
-    for function in model.functions:
-        _check_closed(_check_scope(function.node, function.input, (), function.output, ()))
-
-
-def _check_closed(unknown: dict[str, str]) -> None:
-    for name, reader in unknown.items():
-        raise OnnxqError(f"{reader} reads {name!r}, which nothing makes; export the model again")
 
 
 def _check_graph(graph: GraphProto, around: tuple[str, ...]) -> dict[str, str]:
@@ -165,10 +193,6 @@ def _check_scope(
 def _reads(node: NodeProto, around: tuple[str, ...]) -> dict[str, str]:
     """The tensors that a node reads, itself or in its bodies: name → reader, for a message."""
     label = _label(node)
-    for attribute in node.attribute:
-        field = _HELD.get(attribute.type)
-        if field and not attribute.HasField(field) and not attribute.ref_attr_name:
-            raise OnnxqError(f"{label} has an empty attribute {attribute.name!r}; export it again")
     reads = {name: label for name in node.input if name}
     for attribute in node.attribute:
         for body in bodies(attribute):
