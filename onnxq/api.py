@@ -100,6 +100,7 @@ def quantize(
     original = g.load(path)
     model_proto = load_proto(path)
     _check_inputs(model_proto)
+    _check_weights(original)
     report = Report(
         model=str(path),
         output=str(place) if write else "",
@@ -154,6 +155,29 @@ def _check_paths(model: Path, output: Path) -> None:
 def _check_inputs(model: onnx.ModelProto) -> None:
     if not input_specs(model):
         raise OnnxqError("the model has no inputs: its answer is a constant, which no sample moves")
+
+
+def _check_weights(graph: g.Graph) -> None:
+    """That no weight is NaN or infinite: no scale could hold it. A mask elsewhere may be."""
+    for node in g.walk(graph):
+        if node.op not in HEAVY or not g.is_standard(node):
+            continue
+        for tensor in node.inputs:
+            maker = g.producer(tensor)
+            held = maker.attrs.get("value") if maker and maker.op == "Constant" else tensor
+            if not g.is_constant(held) or np.dtype(held.dtype).kind != "f":
+                continue
+            values = np.atleast_1d(held.values)
+            step = max(1, (1 << 22) * len(values) // max(1, values.size))  # rows at a time
+            for start in range(0, len(values), step):
+                wrong = np.argwhere(~np.isfinite(values[start : start + step]))
+                if len(wrong):
+                    at = (wrong[0] + [start, *[0] * (values.ndim - 1)]).tolist()
+                    label = node.name or node.outputs[0].name
+                    raise OnnxqError(
+                        f"weight {tensor.name!r} of node {label!r} ({node.op}) holds "
+                        f"{values[tuple(at)]} at {at}; weights must be finite: repair the model"
+                    )
 
 
 def _samples(

@@ -225,7 +225,7 @@ def _dense(sparse: SparseTensorProto) -> TensorProto:
         if at.size and at.min() < 0:
             raise IndexError("a negative index")
         dense[at] = values.reshape(at.shape)
-    except (ValueError, IndexError, TypeError) as error:
+    except (ValueError, IndexError, TypeError, KeyError) as error:
         raise OnnxqError(
             f"the sparse tensor {name!r} contradicts itself ({error}); export it dense"
         ) from None
