@@ -29,7 +29,7 @@ from onnxq.runtime import Session
 from onnxq.runtime import custom_ops as registered
 from onnxq.samples import Feed, Samples, input_specs, open_samples
 from onnxq.scratch import scratch
-from onnxq.storage import data_files, data_paths, file_hash, load_proto, model_size
+from onnxq.storage import data_files, data_paths, file_hash, load_proto, model_size, peek
 from onnxq.synthesize import synthesize
 from onnxq.target import Target, cpu_flags, load_target
 
@@ -167,7 +167,7 @@ def _check_weights(graph: g.Graph) -> None:
             held = maker.attrs.get("value") if maker and maker.op == "Constant" else tensor
             if not g.is_constant(held) or np.dtype(held.dtype).kind != "f":
                 continue
-            values = np.atleast_1d(held.values)
+            values = np.atleast_1d(peek(held))
             step = max(1, (1 << 22) * len(values) // max(1, values.size))  # rows at a time
             for start in range(0, len(values), step):
                 wrong = np.argwhere(~np.isfinite(values[start : start + step]))

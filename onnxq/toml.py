@@ -93,7 +93,7 @@ def coerce(value: Any, wanted: Any, where: str) -> Any:
         except ValueError as error:
             raise OnnxqError(f"{where}: {error}") from None
     elif isinstance(wanted, type) and type(value) is wanted:
-        if wanted is float and not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise OnnxqError(f"{where} is not finite: {value!r}")
         return value
     raise OnnxqError(f"{where} wants {getattr(wanted, '__name__', wanted)}, not {value!r}")
