@@ -83,6 +83,13 @@ def load_proto(path: str | Path) -> onnx.ModelProto:
     """
     path = Path(path)
     model = _parsed(path)
+    try:
+        return _prepared(model, path)
+    except OnnxqError as error:
+        raise OnnxqError(f"{str(path)!r}: {error}") from error
+
+
+def _prepared(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     if model.functions:
         model = _without_functions(model)
     for tensor in other_tensors(model):

@@ -257,6 +257,12 @@ def nan_in_a_constant_node(folder: Path) -> Path:
     return saved(proto, folder)
 
 
+def location_not_utf8(folder: Path) -> Path:
+    path = external(folder)
+    path.write_bytes(path.read_bytes().replace(b"m.bin", b"\xff.bin"))
+    return path
+
+
 def missing_data_file(folder: Path) -> Path:
     path = external(folder)
     (folder / "m.bin").unlink()
@@ -376,6 +382,7 @@ def data_outside_in_a_body(folder: Path) -> Path:
         (nan_weights, "weight 'bad' of node 'y' (MatMul) holds nan at [2, 3]"),
         (infinite_weights, "weight 'v' of node 'y' (Conv) holds -inf at [0, 0, 0, 0]"),
         (nan_in_a_constant_node, "weight 'w' of node 'y' (MatMul) holds nan at [0, 0]"),
+        (location_not_utf8, "not UTF-8"),
         (missing_data_file, "m.bin' of tensor 'w' is missing"),
         (short_data_file, "m.bin' is too short: tensor 'w' ends at byte 16384 of 1000"),
         (data_above, "'../secret.bin', outside the model's folder"),
@@ -403,9 +410,10 @@ def test_a_bad_model(make: Callable[[Path], Path], said: str, out: Path) -> None
     assert said in complaint([path], out)
     with pytest.raises(OnnxqError):
         onnxq.quantize(path, output=out / "q.onnx")
-    again = CliRunner().invoke(app, ["inspect", str(path)])
-    if again.exit_code:  # to look at a model asks less of it
-        one_line(again.stderr)
+    for command in (["inspect", path], ["validate", path, DIGITS], ["bench", path, DIGITS]):
+        again = CliRunner().invoke(app, list(map(str, command)))
+        if again.exit_code:  # to look at a model asks less of it
+            one_line(again.stderr)
 
 
 def test_nodes_in_any_order_are_accepted(tmp_path: Path) -> None:
