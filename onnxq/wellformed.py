@@ -101,7 +101,7 @@ def check_text(message: Message) -> None:
 def _check_type(value: ValueInfoProto, required: bool) -> None:
     """That a value is a tensor, or a sequence of tensors, of a type that ONNX knows."""
     kind = value.type.WhichOneof("value")
-    if kind is None and not required:
+    if not required and not value.type.ByteSize():
         return
     if kind not in ("tensor_type", "sequence_type", "sparse_tensor_type"):
         what = "of no type" if kind is None else f"of the type {kind.removesuffix('_type')}"

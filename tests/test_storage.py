@@ -405,6 +405,7 @@ def broken(change: Callable[[onnx.ModelProto], object], folder: Path) -> Path:
         (lambda m: m.graph.node[0].attribute.add(name="t"), "cannot keep"),
         (lambda m: m.graph.output[0].type.tensor_type.ClearField("elem_type"), "unknown type 0"),
         (lambda m: m.graph.output[0].ClearField("type"), "of no type"),
+        (lambda m: m.graph.value_info.add(name="r").type.__setattr__("denotation", "z"), "no type"),
         (lambda m: m.graph.output[0].type.map_type.SetInParent(), "of the type map"),
         (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 64), "unknown type 64"),
         (lambda m: setattr(m.graph.initializer[0], "data_type", 0), "unknown type 0"),
