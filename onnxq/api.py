@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from importlib import metadata
 from pathlib import Path
@@ -20,28 +20,23 @@ from onnxq import graph as g
 from onnxq import verify
 from onnxq.errors import OnnxqError
 from onnxq.layers import count_macs, record_layers
-from onnxq.passes import Assign, FoldBatchNorm, Normalize
+from onnxq.passes import Assign, FoldBatchNorm, Normalize, Widen
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.pipeline import Pipeline, Progress, Result
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.report import LayerRecord, Report
 from onnxq.runtime import Session
 from onnxq.runtime import custom_ops as registered
-from onnxq.samples import Feed, Samples, input_specs, open_samples
+from onnxq.samples import Feed, Preprocessing, Samples, input_specs
+from onnxq.sampling import MADE_UP, Sampling
 from onnxq.scratch import scratch
-from onnxq.storage import data_files, data_paths, file_hash, load_proto, model_size, peek
+from onnxq.storage import data_files, data_paths, file_hash, load_proto, model_size
 from onnxq.synthesize import synthesize
 from onnxq.target import Target, cpu_flags, load_target
 
 VERIFICATION_SAMPLES = 16  # at most; enough to tell models apart, few enough to stay quick
 LAYER_SAMPLES = 2  # every layer is run apart on each of them
 SYNTHETIC_SAMPLES = 32
-MADE_UP = {
-    "images": "made-up images",
-    "language model": "text that the model wrote itself",
-    "tokens": "random tokens",
-    "random": "random numbers",
-}
 
 Source = Any  # a path, "module:function", a dict of arrays, a list of feeds, an iterable, None
 P = ParamSpec("P")
@@ -66,6 +61,8 @@ def quantize(
     preset: str = "int8-static",
     *,
     samples: Source = None,
+    preprocess: Preprocessing = None,
+    states: Mapping[str, str] | None = None,
     output: str | Path | None = None,
     recipe: str | Path | Recipe | None = None,
     settings: Sequence[str] = (),
@@ -84,6 +81,9 @@ def quantize(
     """Quantize a model, run the result beside the original, and write it if it holds.
 
     `samples` is anything `open_samples` takes; without any they are made up from the model.
+    `preprocess` prepares a folder of images: a TOML file or its settings as a dict.
+    `states` pairs outputs with the inputs that they are in the next run, {output: input}, beside
+    the pairs that their names tell; samples may leave such inputs out.
     `limit` is how many of them calibrate. `output` defaults to `<model>.<preset>.onnx` beside the
     model. `check=False` leaves the verification out, and the report says so. `write=False` writes
     no file. `custom_ops` are libraries of operators that the model uses beside the runtime's own.
@@ -111,7 +111,8 @@ def quantize(
         environment=_environment(path, seed),
     )
     progress("samples", 0, 1)
-    calibration, unseen = _samples(path, model_proto, samples, limit, batch_size, seed, report)
+    sampling = Sampling(path, model_proto, preprocess, states, batch_size, seed, threads)
+    calibration, unseen = _samples(sampling, samples, limit, report)
     report.samples = calibration.description
     _warn_of_saturation(device, report)
     result = chosen.pipeline.run(
@@ -167,7 +168,7 @@ def _check_weights(graph: g.Graph) -> None:
             held = maker.attrs.get("value") if maker and maker.op == "Constant" else tensor
             if not g.is_constant(held) or np.dtype(held.dtype).kind != "f":
                 continue
-            values = np.atleast_1d(peek(held))
+            values = np.atleast_1d(g.values(held))
             step = max(1, (1 << 22) * len(values) // max(1, values.size))  # rows at a time
             for start in range(0, len(values), step):
                 wrong = np.argwhere(~np.isfinite(values[start : start + step]))
@@ -181,39 +182,37 @@ def _check_weights(graph: g.Graph) -> None:
 
 
 def _samples(
-    path: Path,
-    model: onnx.ModelProto,
-    source: Source,
-    limit: int,
-    batch_size: int,
-    seed: int,
-    report: Report,
+    sampling: Sampling, source: Source, limit: int, report: Report
 ) -> tuple[Samples, Samples]:
     """Samples to calibrate on, and others to verify on.
 
     Those beyond `limit` verify; where there are none a tenth is held back, four at least.
     """
-    specs = input_specs(model)
     if source is None:
-        made, kind = synthesize(model, n=SYNTHETIC_SAMPLES, seed=seed, path=path)
+        drawn, kind = sampling.made_up(SYNTHETIC_SAMPLES)
         report.warn(
             f"no samples given: calibrated on {MADE_UP[kind]}; give real ones with --data: they "
             "decide the accuracy"
         )
-        drawn = open_samples(made, specs, synthesised=True, name=MADE_UP[kind])
-        kept = max(1, len(made) - max(1, len(made) // 5))
-        report.verification_unseen = kept < len(made)
-        return drawn.slice(0, kept), drawn.slice(kept if kept < len(made) else 0, None)
-    drawn = open_samples(source, specs, batch_size=batch_size, limit=limit + VERIFICATION_SAMPLES)
+        total = len(drawn)
+        kept = max(1, total - max(1, total // 5))
+        report.verification_unseen = kept < total
+        unseen = drawn.slice(kept if kept < total else 0, None)
+        return sampling.carry(drawn.slice(0, kept)), sampling.carry(unseen)
+    drawn = sampling.given(source, limit + VERIFICATION_SAMPLES)
     total = len(drawn)
     held_back = max(total - limit, min(VERIFICATION_SAMPLES, max(4, total // 10)))
     if total <= held_back + 1:
         report.warn(
             f"only {total} sample{'s' * (total > 1)}: verified on what calibration saw; give more"
         )
-        return drawn, drawn
+        return sampling.carry(drawn), sampling.carry(drawn)
     report.verification_unseen = True
-    return drawn.slice(0, total - held_back), drawn.slice(total - held_back, None)
+    calibration, unseen = (
+        drawn.slice(0, total - held_back),
+        drawn.slice(total - held_back, None),
+    )
+    return sampling.carry(calibration), sampling.carry(unseen)
 
 
 def _warn_of_saturation(target: Target, report: Report) -> None:
@@ -349,6 +348,8 @@ def validate(
     quantized: str | Path,
     *,
     samples: Source = None,
+    preprocess: Preprocessing = None,
+    states: Mapping[str, str] | None = None,
     limit: int = 64,
     batch_size: int = 1,
     target: str = "cpu",
@@ -357,7 +358,10 @@ def validate(
     custom_ops: Sequence[str | Path] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
-    """Compare a model with the float model it was made from: outputs, layers, sizes, latency."""
+    """Compare a model with the float model it was made from: outputs, layers, sizes, latency.
+
+    `samples`, `preprocess` and `states` are as for `quantize`.
+    """
     device = load_target(target)
     report = Report(
         model=str(reference),
@@ -369,14 +373,14 @@ def validate(
     )
     float_model = load_proto(reference)
     _check_inputs(float_model)
-    specs = input_specs(float_model)
+    sampling = Sampling(Path(reference), float_model, preprocess, states, batch_size, seed, threads)
     if samples is None:
-        feeds, kind = synthesize(float_model, n=8, seed=seed, path=Path(reference))
+        given, kind = sampling.made_up(8)
         report.warn(f"no samples given: compared on {MADE_UP[kind]}")
-        report.samples = f"{len(feeds)} × {MADE_UP[kind]}"
-        drawn = open_samples(feeds, specs)
+        report.samples = f"{len(given)} × {MADE_UP[kind]}"
+        drawn = sampling.carry(given)
     else:
-        drawn = open_samples(samples, specs, batch_size=batch_size, limit=limit)
+        drawn = sampling.carry(sampling.given(samples, limit))
         report.samples = drawn.description
     progress("compare", 0, 3)
     left = Session(reference, threads=threads)
@@ -429,12 +433,12 @@ def inspect(
     )  # fmt: skip
     original = g.load(path)
     report.operators = dict(Counter(node.op for node in g.walk(original)))
-    steps = [Normalize(), FoldBatchNorm(), Assign(form=form)]  # type: ignore[arg-type]
+    steps = [Widen(), Normalize(), FoldBatchNorm(), Assign(form=form)]  # type: ignore[arg-type]
     try:
         result = Pipeline(steps).run(original, None, device, report=report)
     except OnnxqError as error:
         report.warn(str(error))
-        result = Pipeline(steps[:2]).run(original, None, device, report=report)
+        result = Pipeline(steps[:3]).run(original, None, device, report=report)
     record_layers(result, report)
     try:
         feed = synthesize(load_proto(path), n=1, seed=0, path=path)[0][0]
@@ -449,19 +453,23 @@ def bench(
     models: Sequence[str | Path],
     *,
     samples: Source = None,
+    preprocess: Preprocessing = None,
+    states: Mapping[str, str] | None = None,
     seconds: float = 5.0,
     runs: int = 200,
     threads: int | None = None,
     custom_ops: Sequence[str | Path] = (),
 ) -> list[dict[str, Any]]:
-    """Latency of several models in turns, and the peak memory of each in a process of its own."""
+    """Latency of several models in turns, and the peak memory of each in a process of its own.
+
+    `samples` (the first feed is what is run), `preprocess` and `states` are as for `quantize`.
+    """
     first = _existing(models[0])
     proto = load_proto(first)
     _check_inputs(proto)
-    feeds: Any = samples
-    if samples is None:
-        feeds, _ = synthesize(proto, n=1, seed=0, path=first)
-    feed = next(iter(open_samples(feeds, input_specs(proto))))
+    sampling = Sampling(first, proto, preprocess, states, threads=threads)
+    given = sampling.made_up(1)[0] if samples is None else sampling.given(samples, None)
+    feed = next(iter(sampling.carry(given)))
     sessions = [Session(_existing(m), threads=threads) for m in models]
     for model, session in zip(models, sessions, strict=True):
         if set(session.inputs) != set(sessions[0].inputs):
@@ -494,7 +502,8 @@ def _peak_memory(
 
     with scratch() as folder:
         path = folder / "feed.npz"
-        np.savez(path, **feed)  # type: ignore[arg-type]
+        plain = {k: a.astype(str) if a.dtype.kind == "O" else a for k, a in feed.items()}
+        np.savez(path, **plain)  # type: ignore[arg-type]
         code = (
             "import sys, numpy as np\n"
             "from onnxq.pipeline import peak_mb\n"

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import onnx
-
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
 from onnxq.observe import Observer
-from onnxq.runtime import Session
+from onnxq.probe import Probe
 from onnxq.samples import Samples
 
 
@@ -28,33 +26,24 @@ def observe(
     and for a sample that makes one NaN or infinite.
     """
     wanted = sorted({key.split("#")[0] for key in observers})
-    tensors = graph.tensors()
-    unknown = [name for name in wanted if name not in tensors]
-    if unknown:
-        raise OnnxqError(f"cannot observe {unknown[0]!r}: the graph has no tensor of that name")
-    inputs = {t.name for t in graph.inputs}
-    model, weights = g.to_proto_without_weights(graph)
-    fetched = [name for name in wanted if name not in inputs]
-    _make_outputs(model, fetched)
-    session = Session(model, threads=threads, initializers=weights)
+    probe = Probe(graph, wanted, threads=threads)
     total = len(samples)
     for done, feed in enumerate(samples):
         progress(done, total)
-        values = (session.run(feed, fetched) if fetched else {}) | feed
+        try:
+            values = probe.run(feed)
+        except OnnxqError as error:
+            raise OnnxqError(f"{samples.where(done)}: {error}") from None
         for key, observer in observers.items():
             name = key.split("#")[0]
             try:
-                observer.update(values[name])
+                for value in values[name]:
+                    if value.size:
+                        observer.update(value)
             except FloatingPointError:
                 raise OnnxqError(
-                    f"sample {done} makes {name!r} NaN or infinite; leave that sample out, or "
-                    "check its preprocessing"
+                    f"{samples.where(done)} makes {name!r} NaN or infinite; leave that sample out, "
+                    "or check its preprocessing"
                 ) from None
     progress(total, total)
     return {key: observer.result() for key, observer in observers.items()}
-
-
-def _make_outputs(model: onnx.ModelProto, names: list[str]) -> None:
-    """Expose exactly these tensors; what only other outputs need is not computed."""
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)

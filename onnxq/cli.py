@@ -141,12 +141,32 @@ Data = Annotated[
         rich_help_panel=RUN,
         show_default=False,
         help="Samples: an .npz file with an array per model input, a sample per row; a folder of "
-        ".npz files, a sample each; or module:function, which yields dicts of arrays. Without "
-        "it, samples are made up from the model.",
+        ".npz files, a sample each; a folder of images, see --preprocess; or module:function, "
+        "which yields dicts of arrays. Without it, samples are made up from the model.",
     ),
 ]
 BatchSize = Annotated[
     int, typer.Option(min=1, metavar="N", rich_help_panel=RUN, help="Samples per inference.")
+]
+Preprocess = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.toml",
+        rich_help_panel=RUN,
+        show_default="preprocess.toml in the folder",
+        help="How a folder of images is prepared: resize, crop, scale, mean, std, color, layout.",
+    ),
+]
+States = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--state",
+        metavar="OUT=IN",
+        rich_help_panel=RUN,
+        show_default=False,
+        help="The output OUT of one run is the input IN of the next: samples may leave IN out. "
+        "Usual names are recognised. Can be repeated.",
+    ),
 ]
 Threads = Annotated[
     int | None,
@@ -216,6 +236,8 @@ Quiet = Annotated[
 def quantize(
     model: Model,
     data: Data = None,
+    preprocess: Preprocess = None,
+    state: States = None,
     samples: Annotated[
         int,
         typer.Option(
@@ -306,6 +328,8 @@ def quantize(
             model,
             preset,
             samples=data,
+            preprocess=preprocess,
+            states=_pairs(state),
             output=output,
             recipe=recipe,
             settings=settings or (),
@@ -331,6 +355,8 @@ def validate(
     model: Annotated[Path, typer.Argument(metavar="FLOAT", help="The float model.")],
     quantized: Annotated[Path, typer.Argument(help="The model that was made from it.")],
     data: Data = None,
+    preprocess: Preprocess = None,
+    state: States = None,
     samples: Annotated[
         int,
         typer.Option(min=1, metavar="N", rich_help_panel=RUN, help="Samples to use, at most."),
@@ -352,6 +378,8 @@ def validate(
             model,
             quantized,
             samples=data,
+            preprocess=preprocess,
+            states=_pairs(state),
             limit=samples,
             batch_size=batch_size,
             target=target,
@@ -403,6 +431,8 @@ def bench(
         ),
     ],
     data: Data = None,
+    preprocess: Preprocess = None,
+    state: States = None,
     seconds: Annotated[
         float,
         typer.Option(min=0.1, metavar="S", rich_help_panel=RUN, help="Time per model, at most."),
@@ -417,7 +447,13 @@ def bench(
 
         progress("time the models", 0, 1)
         rows = api.bench(
-            models, samples=data, seconds=seconds, threads=threads, custom_ops=custom_ops or ()
+            models,
+            samples=data,
+            preprocess=preprocess,
+            states=_pairs(state),
+            seconds=seconds,
+            threads=threads,
+            custom_ops=custom_ops or (),
         )
     if json:
         from json import dumps
@@ -592,6 +628,19 @@ def _value_text(value: Any) -> str:
     if isinstance(value, tuple):
         return repr(list(value))
     return "required" if value is MISSING else str(value)
+
+
+def _pairs(states: list[str] | None) -> dict[str, str]:
+    """OUT=IN, as often as it is given, as {OUT: IN}."""
+    pairs: dict[str, str] = {}
+    for text in states or ():
+        output, equals, name = text.partition("=")
+        if not (output and equals and name):
+            raise OnnxqError(f"--state {text}: give an output and an input as OUT=IN")
+        if output in pairs:
+            raise OnnxqError(f"--state {text}: {output!r} is paired already; give it once")
+        pairs[output] = name
+    return pairs
 
 
 def _check_report(path: Path | None, *models: Path | None) -> None:

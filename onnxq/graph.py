@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator
 from copy import copy as shallow_copy
@@ -15,8 +16,10 @@ import onnx.inliner
 import onnx.version_converter
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxq.errors import OnnxqError
+from onnxq.spool import LARGE, spooled
 from onnxq.storage import ExternalValues, load_proto, save_proto
 
 Array = NDArray[Any]
@@ -25,6 +28,7 @@ Node: TypeAlias = gs.Node
 
 _LARGE = 1 << 16  # numbers in an initializer that is worth leaving out of a ModelProto
 _CARRIED = "onnxq_carried"  # what graphsurgeon drops: kept on the graph as a ModelProto shell
+G_LOGGER.severity = G_LOGGER.ERROR  # its warnings are of no use to whoever reads ours
 _STANDARD_DOMAINS = (None, "", "ai.onnx")
 
 
@@ -32,7 +36,10 @@ _STANDARD_DOMAINS = (None, "", "ai.onnx")
 
 
 def load(source: str | Path | onnx.ModelProto) -> Graph:
-    """A graph from a file or a ModelProto; external weights are read only when somebody asks."""
+    """A graph from a file or a ModelProto; external weights are read only when somebody asks.
+
+    Local functions are inlined; nodes and the tensors of bodies get names of their own.
+    """
     model = source if isinstance(source, onnx.ModelProto) else load_proto(source)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
@@ -51,16 +58,20 @@ def load(source: str | Path | onnx.ModelProto) -> Graph:
         doc_string=model.doc_string,
         metadata_props=model.metadata_props,
     )
+    name_tensors(graph)
+    name_nodes(graph)
     return graph
 
 
 def to_proto(graph: Graph) -> onnx.ModelProto:
     """The ModelProto of a graph, metadata and doc string included."""
-    model = gs.export_onnx(graph)
+    model = gs.export_onnx(graph, do_type_check=False)
+    _hoist(model.graph, graph)
     shell = graph.__dict__.get(_CARRIED, onnx.ModelProto())
     model.MergeFrom(shell)
     # A newer opset, and the types it brings, need a newer format.
-    model.ir_version = max(minimum_ir_version(graph.opset), shell.ir_version)
+    # Before format 4 initializers had to be inputs as well.
+    model.ir_version = max(minimum_ir_version(graph.opset), shell.ir_version, 4)
     model.producer_name, model.producer_version = "onnxq", ""
     return model
 
@@ -71,24 +82,76 @@ def to_proto_without_weights(graph: Graph) -> tuple[onnx.ModelProto, dict[str, A
     A session takes them as they are in memory (`Session(initializers=…)`), so that a model of any
     size is neither copied nor serialized to be run.
     """
-    light, weights = copy(graph), {}
-    for tensor in light.tensors().values():
-        if not is_constant(tensor):
-            continue
-        if np.dtype(tensor.dtype).kind not in "fiu" or math.prod(tensor.shape) < _LARGE:
+    light, stubs = copy(graph), dict[str, gs.ir.tensor.LazyValues]()
+    weights: dict[str, Array] = {}
+    unambiguous = _same_everywhere(light)
+    for tensor in constants(light):
+        name = tensor.name
+        large = name in unambiguous and math.prod(tensor.shape) >= _LARGE
+        kind = dtype(tensor)
+        if kind is None or kind.kind not in "fiu" or not large:
             if isinstance(tensor._values, ExternalValues):  # a session looks in no other folder
-                tensor._values = constant(tensor.name, tensor.values)._values
+                tensor._values = constant(name, values(tensor))._values
             continue
-        weights[tensor.name] = np.ascontiguousarray(tensor.values)
-        stub = onnx.TensorProto(
-            name=tensor.name,
-            dims=tensor.shape,
-            data_type=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)),
-            data_location=onnx.TensorProto.EXTERNAL,
-        )
-        stub.external_data.add(key="location", value="in-memory")
-        tensor._values = gs.ir.tensor.LazyValues(stub)
+        if name not in stubs:
+            weights[name] = np.ascontiguousarray(values(tensor))
+            stubs[name] = _stub(tensor)
+        tensor._values = stubs[name]
     return to_proto(light), weights
+
+
+def _stub(tensor: gs.Constant) -> gs.ir.tensor.LazyValues:
+    """A tensor's name, type and shape, with its values said to be elsewhere."""
+    proto = onnx.TensorProto(
+        name=tensor.name,
+        dims=tensor.shape,
+        data_type=gs.exporters.onnx_exporter.dtype_to_onnx(tensor.dtype),
+        data_location=onnx.TensorProto.EXTERNAL,
+    )
+    proto.external_data.add(key="location", value="in-memory")
+    return gs.ir.tensor.LazyValues(proto)
+
+
+def _same_everywhere(graph: Graph) -> set[str]:
+    """Names of constants that mean one thing in the graph and in all bodies."""
+    owners: dict[str, set[int]] = {}
+    for body in subgraphs(graph):
+        for name, tensor in body.tensors().items():
+            values_of = id(tensor._values) if is_constant(tensor) else 0
+            owners.setdefault(name, set()).add(values_of)
+    return {name for name, owner in owners.items() if len(owner) == 1 and 0 not in owner}
+
+
+def _hoist(proto: onnx.GraphProto, graph: Graph) -> None:
+    """Keep a weight that bodies read once, in the outermost graph, not in every body."""
+    bodies = list(_body_protos(proto))
+    if not bodies:
+        return
+    unambiguous = _same_everywhere(graph)
+    seen = [t.name for body in bodies for t in body.initializer]
+    known = {t.name for t in proto.initializer}
+    for body in bodies:
+        kept = []
+        for tensor in body.initializer:
+            shared = tensor.name in known or seen.count(tensor.name) > 1
+            large = math.prod(tensor.dims) >= _LARGE
+            if tensor.name not in unambiguous or not (shared or large):
+                kept.append(tensor)
+            elif tensor.name not in known:
+                proto.initializer.append(tensor)
+                known.add(tensor.name)
+        del body.initializer[:]
+        body.initializer.extend(kept)
+
+
+def _body_protos(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Every body inside a graph, innermost last."""
+    for node in proto.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                if body.node or body.output:
+                    yield body
+                    yield from _body_protos(body)
 
 
 def save(graph: Graph, path: str | Path) -> int:
@@ -126,23 +189,74 @@ def raise_opset(graph: Graph, opset: int) -> Graph:
     """The same graph at `opset` or newer, converted by ONNX's version converter."""
     if graph.opset >= opset:
         return graph
-    model = to_proto(graph)
-    # The converter wants initializers apart from inputs, and only standard opsets to convert.
+    light = copy(graph)
+    kept: dict[str, Any] = {}  # large weights stay out of the converter, which copies its input
+    for tensor in constants(light):
+        if math.prod(tensor.shape) >= _LARGE:
+            kept[tensor.name] = tensor._values
+            tensor._values = _stub(tensor)
+    model = to_proto(light)
+    try:
+        converted = _converted(model, opset)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise OnnxqError(
+            f"this model uses opset {graph.opset} and could not be raised to {opset} ({text}); "
+            "export it again with a newer opset"
+        ) from None
+    raised = load(converted)
+    for tensor in constants(raised):
+        tensor._values = kept.get(tensor.name, tensor._values)
+    raised.__dict__[_CARRIED] = graph.__dict__.get(_CARRIED)
+    return raised
+
+
+def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Through the version converter, bodies each by themselves, which it would leave as they are.
+
+    The converter wants initializers apart from inputs; what a body reads from outside is given to
+    it as inputs meanwhile.
+    """
+    bodies = [
+        (node.output[0], attribute.name, attribute.g)
+        for node in model.graph.node
+        for attribute in node.attribute
+        if attribute.type == onnx.AttributeProto.GRAPH
+    ]
+    done: dict[tuple[str, str], onnx.GraphProto] = {}
+    for output, name, body in bodies:
+        alone = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+        alone.graph.CopyFrom(body)
+        outside = sorted(_read_from_outside(body))
+        alone.graph.input.extend(onnx.ValueInfoProto(name=tensor) for tensor in outside)
+        converted = _converted(alone, opset).graph
+        kept = [value for value in converted.input if value.name not in outside]
+        del converted.input[:]
+        converted.input.extend(kept)
+        done[output, name] = converted
     names = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in names]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     model.ir_version = max(model.ir_version, minimum_ir_version(opset))
-    try:
-        converted = onnx.version_converter.convert_version(model, opset)
-    except Exception as error:
-        raise OnnxqError(
-            f"this model uses opset {graph.opset} and could not be raised to {opset} ({error}); "
-            "export it again with a newer opset"
-        ) from None
-    raised = load(converted)
-    raised.__dict__[_CARRIED] = graph.__dict__.get(_CARRIED)
-    return raised
+    result = onnx.version_converter.convert_version(model, opset)
+    for node in result.graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                attribute.g.CopyFrom(done[node.output[0], attribute.name])
+    return result
+
+
+def _read_from_outside(body: onnx.GraphProto) -> set[str]:
+    made = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+    read: set[str] = {value.name for value in body.output}
+    for node in body.node:
+        made |= set(node.output)
+        read |= set(node.input)
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                read |= _read_from_outside(attribute.g)
+    return read - made - {""}
 
 
 # ── walking ──────────────────────────────────────────────────────────────────────────────────────
@@ -152,9 +266,13 @@ def subgraphs(graph: Graph) -> Iterator[Graph]:
     """The graph and every If, Loop and Scan body inside it, outermost first."""
     yield graph
     for node in graph.nodes:
-        for value in node.attrs.values():
-            if isinstance(value, gs.Graph):
-                yield from subgraphs(value)
+        for body in bodies(node):
+            yield from subgraphs(body)
+
+
+def bodies(node: Node) -> list[Graph]:
+    """The graphs inside a control-flow node, one level deep."""
+    return [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
 
 
 def walk(graph: Graph) -> Iterator[Node]:
@@ -173,8 +291,41 @@ def constants(graph: Graph) -> Iterator[gs.Constant]:
                 yield tensor
 
 
+def tensors(graph: Graph) -> dict[str, gs.Tensor]:
+    """Every tensor by name, those of bodies included."""
+    found: dict[str, gs.Tensor] = {}
+    for body in subgraphs(graph):
+        found = body.tensors() | found
+    return found
+
+
 def is_constant(tensor: gs.Tensor) -> bool:
     return isinstance(tensor, gs.Constant)
+
+
+def dtype(tensor: gs.Tensor) -> np.dtype[Any] | None:
+    """A tensor's element type; ml_dtypes' where NumPy has none, None where it is unknown."""
+    if isinstance(tensor.dtype, int):
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.dtype))
+    return None if tensor.dtype is None else np.dtype(tensor.dtype)
+
+
+def is_float(tensor: gs.Tensor) -> bool:
+    """float16, float32 or float64."""
+    kind = dtype(tensor)
+    return kind is not None and kind.kind == "f"
+
+
+def set_values(tensor: gs.Constant, values: Array) -> None:
+    """Give an initializer other values, of another type if need be."""
+    tensor._values = constant(tensor.name, values)._values
+    tensor.export_dtype = None
+
+
+def values(tensor: gs.Constant) -> Array:
+    """The values of an initializer, read now and kept by nobody."""
+    lazy = isinstance(tensor._values, gs.ir.tensor.LazyValues)
+    return np.asarray(tensor._values.load() if lazy else tensor.values)
 
 
 def is_standard(node: Node) -> bool:
@@ -183,6 +334,11 @@ def is_standard(node: Node) -> bool:
 
 def producer(tensor: gs.Tensor) -> Node | None:
     return tensor.inputs[0] if tensor.inputs else None
+
+
+def owns(graph: Graph, node: Node) -> bool:
+    """Whether a node stands in this very graph, not in a body or in what encloses it."""
+    return any(node is own for own in graph.nodes)
 
 
 def is_output(graph: Graph, tensor: gs.Tensor) -> bool:
@@ -194,6 +350,29 @@ def sole_consumer(graph: Graph, tensor: gs.Tensor) -> Node | None:
     if is_output(graph, tensor) or len(tensor.outputs) != 1:
         return None
     return tensor.outputs[0]
+
+
+def name_tensors(graph: Graph) -> int:
+    """Give every tensor of every body a name of its own: two branches may use one name twice."""
+    owners: dict[str, gs.Tensor] = {}
+    renamed_ones = 0
+    namer: Namer | None = None
+    for body in subgraphs(graph):
+        for tensor in body.tensors().values():
+            owner = owners.setdefault(tensor.name, tensor)
+            if owner is tensor or (is_constant(tensor) and _same_values(tensor, owner)):
+                continue
+            namer = namer or Namer(graph)
+            name = namer(f"{tensor.name}_{body.name or 'body'}")
+            if is_constant(tensor):
+                tensor._values = renamed(tensor, name)._values
+            tensor.name = name
+            owners[name], renamed_ones = tensor, renamed_ones + 1
+    return renamed_ones
+
+
+def _same_values(tensor: gs.Tensor, other: gs.Tensor) -> bool:
+    return is_constant(other) and tensor._values is other._values
 
 
 def name_nodes(graph: Graph) -> int:
@@ -229,9 +408,45 @@ class Namer:
         return name
 
 
+class Maker:
+    """New constants and nodes for a graph and its bodies, under fresh names."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.name = Namer(graph)
+        self._constants: dict[str, gs.Constant] = {}
+
+    def constant(self, key: str, values: Array) -> gs.Constant:
+        """An initializer; the same key gives the same one, in whichever body it is asked for."""
+        if key not in self._constants:
+            self._constants[key] = constant(self.name(key), values)
+        return self._constants[key]
+
+    def emit(
+        self, body: Graph, op: str, inputs: list[gs.Tensor], base: str, **attrs: object
+    ) -> gs.Variable:
+        """Append a node to a graph or body, named after `base`; its one output."""
+        out = gs.Variable(self.name(f"{base}_{op}_out"))
+        body.nodes.append(gs.Node(op, self.name(f"{base}_{op}"), attrs, inputs, [out]))
+        return out
+
+
+def replace_node(body: Graph, node: Node, result: gs.Variable) -> None:
+    """Take a node out; the node that makes `result` makes its output instead."""
+    out, maker = node.outputs[0], result.inputs[0]
+    node.inputs.clear()
+    node.outputs.clear()
+    body.nodes.remove(node)
+    maker.outputs[maker.outputs.index(result)] = out
+
+
 def constant(name: str, values: Array) -> gs.Constant:
-    """An initializer; 2- and 4-bit values are packed, which graphsurgeon alone cannot export."""
-    if values.dtype.itemsize == 1 and values.dtype.kind not in "iub":
+    """An initializer; large values wait on disk.
+
+    2- and 4-bit values are packed, which graphsurgeon alone cannot export.
+    """
+    if values.nbytes >= LARGE and values.dtype.kind in "fiu":
+        return gs.Constant(name, spooled(name, values))
+    if values.dtype.kind not in "fiubcUSO":
         proto = onnx.numpy_helper.from_array(values, name)
         return gs.Constant(name, gs.ir.tensor.LazyValues(proto))
     return gs.Constant(name, np.asarray(values, order="C"))
@@ -260,8 +475,7 @@ def bypass(graph: Graph, node: Node) -> bool:
     source, target = node.inputs[0], node.outputs[0]
     if is_output(graph, target):
         maker = producer(source)
-        ours = maker is not None and any(maker is other for other in graph.nodes)
-        if maker is None or not ours or is_output(graph, source) or is_constant(source):
+        if maker is None or not owns(graph, maker) or is_output(graph, source):
             return False
         # The output keeps its name: the producer writes it, other readers follow.
         maker.outputs[maker.outputs.index(source)] = target
@@ -279,10 +493,60 @@ def bypass(graph: Graph, node: Node) -> bool:
 
 def tidy(graph: Graph) -> None:
     """Drop what nothing reads and put nodes in order."""
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    graph.cleanup(remove_unused_graph_inputs=False)
+    sort(graph)
+
+
+def sort(graph: Graph) -> None:
+    """Put nodes in topological order, bodies too; those that are in order stay as they are.
+
+    Raises OnnxqError for a cycle and for a tensor that two nodes write.
+    """
+    maker: dict[str, int] = {}
+    for index, node in enumerate(graph.nodes):
+        for tensor in node.outputs:
+            if tensor.name and maker.setdefault(tensor.name, index) != index:
+                raise OnnxqError(f"two nodes write {tensor.name!r}")
+    needs = [{maker[name] for name in _names_read(node) if name in maker} for node in graph.nodes]
+    readers: list[list[int]] = [[] for _ in needs]
+    for index, need in enumerate(needs):
+        for source in need:
+            readers[source].append(index)
+    ready = [index for index, need in enumerate(needs) if not need]
+    order: list[Node] = []
+    while ready:
+        index = heapq.heappop(ready)
+        order.append(graph.nodes[index])
+        for reader in readers[index]:
+            needs[reader].discard(index)
+            if not needs[reader]:
+                heapq.heappush(ready, reader)
+    if len(order) < len(needs):
+        stuck = next(node for node, need in zip(graph.nodes, needs, strict=True) if need)
+        raise OnnxqError(f"the graph has a cycle through node {stuck.name or stuck.op!r}")
+    graph.nodes = order
+    for node in order:
+        for body in bodies(node):
+            sort(body)
+
+
+def _names_read(node: Node) -> set[str]:
+    """The tensors that a node reads, those that its bodies read from outside included."""
+    names = {t.name for t in node.inputs}
+    for body in bodies(node):
+        inside = {t.name for t in body.inputs}
+        read = {t.name for t in body.outputs}
+        for inner in body.nodes:
+            inside |= {t.name for t in inner.outputs}
+            read |= _names_read(inner)
+        names |= read - inside
+    return names
 
 
 # ── weights ──────────────────────────────────────────────────────────────────────────────────────
+
+
+RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 @dataclass(frozen=True)
@@ -290,7 +554,9 @@ class WeightView:
     """A node's weight seen as a matrix W (out, in), whatever layout the operator stores.
 
     Columns stand in the order in which integer kernels add their products, which is also the order
-    of rows in an unfolded input: for Conv, kernel positions outermost, input channels fastest.
+    of rows in an unfolded input: for Conv, kernel positions outermost, input channels fastest. The
+    rows of a MatMul weight with batches are those of every batch, (batch · out, in); those of a
+    recurrent weight are all gates of all directions, (direction · gates · hidden, in).
     """
 
     node: Node
@@ -301,24 +567,39 @@ class WeightView:
         return self.node.inputs[self.slot]
 
     @property
+    def rank(self) -> int:
+        return len(self.tensor.shape)
+
+    @property
     def axis(self) -> int:
         """The axis of the stored tensor that holds output channels."""
         match self.node.op:
             case "MatMul":
-                return 1
+                return self.rank - 1
             case "ConvTranspose":
                 return 1
             case "Gemm":
                 return 0 if self.node.attrs.get("transB", 0) else 1
-        return 0
+        return 1 if self.node.op in RECURRENT else 0
+
+    @property
+    def batches(self) -> int:
+        """Matrices stacked in the weight: a batched MatMul's, or the directions of a recurrence."""
+        stacked = self.node.op in ("MatMul", *RECURRENT)
+        return math.prod(self.tensor.shape[:-2]) if stacked else 1
+
+    @property
+    def batched(self) -> bool:
+        """Whether the weight is more than a matrix to the operator."""
+        return self.batches > 1 or (self.node.op == "MatMul" and self.rank > 2)
 
     @property
     def groups(self) -> int:
         return int(self.node.attrs.get("group", 1))
 
     def matrix(self) -> NDArray[np.float32]:
-        """W (out, in), float32."""
-        return self.to_matrix(np.asarray(self.tensor.values)).astype(np.float32, copy=False)
+        """W (out, in), float32; read now and kept by nobody."""
+        return self.to_matrix(values(self.tensor)).astype(np.float32, copy=False)
 
     def to_matrix(self, stored: Array) -> Array:
         match self.node.op:
@@ -326,11 +607,13 @@ class WeightView:
                 return np.moveaxis(stored, 1, -1).reshape(stored.shape[0], -1)
             case "ConvTranspose":  # (in, out/groups, *kernel); a scale belongs to axis 1
                 return np.moveaxis(stored, (1, 0), (0, -1)).reshape(stored.shape[1], -1)
-            case "Gather":
-                return stored.reshape(stored.shape[0], -1)
-        if self.axis == 1:  # (in, out)
-            return stored.T
-        return stored.reshape(stored.shape[0], -1) if stored.ndim else stored.reshape(1, 1)
+            case "MatMul":  # (*batch, in, out)
+                return np.swapaxes(stored, -1, -2).reshape(-1, stored.shape[-2])
+            case "Gemm" if self.axis == 1:  # (in, out)
+                return stored.T
+            case "LSTM" | "GRU" | "RNN":  # (directions, gates · hidden, in)
+                return stored.reshape(-1, stored.shape[-1])
+        return stored.reshape(stored.shape[0], -1)
 
     def from_matrix(self, matrix: Array) -> Array:
         """Inverse of `to_matrix`: a matrix (out, in) in the stored layout."""
@@ -342,14 +625,24 @@ class WeightView:
             case "ConvTranspose":
                 moved = matrix.reshape(shape[1], *shape[2:], shape[0])
                 return np.ascontiguousarray(np.moveaxis(moved, (0, -1), (1, 0)))
-        if self.axis == 1 and self.node.op != "Gather":
-            return np.ascontiguousarray(matrix.T)
+            case "MatMul":
+                by_batch = matrix.reshape(*shape[:-2], shape[-1], shape[-2])
+                return np.ascontiguousarray(np.swapaxes(by_batch, -1, -2))
+            case "Gemm" if self.axis == 1:
+                return np.ascontiguousarray(matrix.T)
         return np.ascontiguousarray(matrix.reshape(shape))
 
     @property
     def block_axis(self) -> int:
         """The stored axis along which blocks of input columns lie."""
-        return 1 - self.axis
+        return self.rank - 1 if self.node.op in RECURRENT else abs(self.axis - 1)
+
+    @property
+    def input_slot(self) -> int | None:
+        """The slot of the tensor that the columns are multiplied with; None for inner states."""
+        if self.node.op == "Gather":
+            return None
+        return 0 if self.slot == 1 else None
 
     def column_statistic(self, per_channel: Array) -> Array:
         """A statistic per input channel (channels,) as one value per weight, (out or 1, in).
@@ -366,24 +659,37 @@ class WeightView:
         return np.tile(rows, (1, math.prod(kernel)))
 
 
-_WEIGHT_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
+_WEIGHT_SLOTS = {
+    "Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (1,), "Gather": (0,),
+    "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2),
+}  # fmt: skip
+
+
+def weight_views(node: Node) -> list[WeightView]:
+    """The matrix views of a node's constant float weights; none where one of them is not to see.
+
+    Recurrent operators have two, the input's W and the hidden state's R.
+    """
+    if not is_standard(node):
+        return []
+    views = [WeightView(node, slot) for slot in _WEIGHT_SLOTS.get(node.op, ())]
+    return views if all(map(_is_weight, views)) else []
 
 
 def weight_view(node: Node) -> WeightView | None:
-    """The matrix view of a node's constant float weight, or None where it has none we can see."""
-    if node.op not in _WEIGHT_OPS or not is_standard(node):
-        return None
-    slot = 0 if node.op == "Gather" else 1
-    if len(node.inputs) <= slot or not is_constant(node.inputs[slot]):
-        return None
-    tensor = node.inputs[slot]
-    rank = len(tensor.shape)
-    if np.dtype(tensor.dtype).kind != "f" or 0 in tensor.shape:
-        return None
-    fits = rank == 2 if node.op in ("Gemm", "MatMul") else rank >= 2
-    if not fits or (node.op == "Gather" and node.attrs.get("axis", 0) != 0):
-        return None
-    return WeightView(node, slot)
+    """The first of a node's weight views, the only one but for recurrent operators; else None."""
+    return next(iter(weight_views(node)), None)
+
+
+def _is_weight(view: WeightView) -> bool:
+    node = view.node
+    if len(node.inputs) <= view.slot or not is_constant(view.tensor):
+        return False
+    if not is_float(view.tensor) or 0 in view.tensor.shape:
+        return False
+    if node.op == "Gemm":
+        return view.rank == 2
+    return view.rank >= 2 and (node.op != "Gather" or node.attrs.get("axis", 0) == 0)
 
 
 def is_depthwise(node: Node) -> bool:
@@ -403,12 +709,14 @@ def clip_bounds(node: Node) -> tuple[float, float] | None:
         if tensor.name and not is_constant(tensor):
             return None
         if tensor.name:
-            bounds[slot] = float(tensor.values)
+            bounds[slot] = float(values(tensor))
     return bounds[0], bounds[1]
 
 
 def input_channel_axis(node: Node) -> int:
-    """The axis of a node's data input that holds the channels its weight's columns run over."""
+    """The axis of a node's data input, from the end, that its weight's columns run over."""
     if node.op == "Gemm" and node.attrs.get("transA", 0):
-        return 0
-    return 1 if node.op in ("Conv", "ConvTranspose") else -1
+        return -2
+    if node.op in ("Conv", "ConvTranspose"):
+        return 1 - len(node.inputs[1].shape)
+    return -1

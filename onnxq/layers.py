@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from onnxq import graph as g
 from onnxq import verify
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.pipeline import Result
 from onnxq.report import LayerRecord, Report
-
-IN_BODY = "inside the body of a control-flow operator, which stays float"
 
 
 def record_layers(result: Result, report: Report) -> None:
@@ -23,7 +19,7 @@ def record_layers(result: Result, report: Report) -> None:
     report.parameters = sum(
         math.prod(t.shape)
         for t in g.constants(result.prepared)
-        if np.dtype(t.dtype).kind == "f" and len(t.shape) >= 1
+        if g.is_float(t) and len(t.shape) >= 1
     )
     for node in g.walk(result.prepared):
         record = left.get(node.name)
@@ -32,7 +28,7 @@ def record_layers(result: Result, report: Report) -> None:
             continue
         if node.op == "Gather" and g.weight_view(node) is None:
             continue
-        form, reason = "float", record.reason if record else IN_BODY
+        form, reason = "float", record.reason if record else ""
         if plan is not None and plan.quantized:
             formats = [f"w {plan.weight}"] if plan.weight else []
             formats += [f"a {plan.activation}"] if plan.activation else []
@@ -43,7 +39,7 @@ def record_layers(result: Result, report: Report) -> None:
                 op=node.op,
                 form=form,
                 reason=reason,
-                output=node.outputs[0].name if node.outputs else "",
+                output=next((t.name for t in node.outputs if t.name), ""),
                 parameters=parameters(node),
             )
         )
@@ -53,31 +49,34 @@ def parameters(node: g.Node) -> int:
     """Numbers in a node's floating-point constants of rank two and more, and its biases."""
     sizes = [
         math.prod(t.shape) for t in node.inputs
-        if g.is_constant(t) and t.name and np.dtype(t.dtype).kind == "f"
+        if g.is_constant(t) and t.name and g.is_float(t)
     ]  # fmt: skip
     return sum(sizes)
 
 
-def macs(node: g.Node, output: tuple[int, ...], inner: int | None = None) -> int:
-    """Multiply-accumulates of a layer, given its output's shape; 0 where it makes none."""
+def macs(node: g.Node, given: tuple[int, ...], output: tuple[int, ...]) -> int:
+    """Multiply-accumulates of a layer, from its first input's and its output's shape."""
     view = g.weight_view(node)
     if node.op == "Gather":
         return 0
+    if node.op in g.RECURRENT:  # X is (steps, batch, in)
+        steps = math.prod(given[:2])
+        return steps * sum(math.prod(v.tensor.shape) for v in g.weight_views(node))
     if view is None:
-        return math.prod(output) * (inner or 0)
+        return math.prod(output) * (given[-1] if node.op == "MatMul" and given else 0)
     if node.op == "ConvTranspose":
         return math.prod(output) * view.tensor.shape[0] // view.groups
-    per_output = math.prod(view.tensor.shape[1:]) if node.op == "Conv" else view.matrix().shape[1]
-    return math.prod(output) * int(per_output)
+    if node.op == "Conv":
+        return math.prod(output) * math.prod(view.tensor.shape[1:])
+    return math.prod(output) * int(view.tensor.shape[view.block_axis])
 
 
 def count_macs(result: Result, report: Report, feed: verify.Feed) -> None:
     """Multiply-accumulates of each layer on one sample, into the report."""
     layers = {r.output: r for r in report.layers if r.op in HEAVY}
     shapes = verify.shapes(result.prepared, list(layers), feed)
-    nodes = {node.name: node for node in result.prepared.nodes}
+    nodes = {node.name: node for node in g.walk(result.prepared)}
     for output, record in layers.items():
         if output in shapes and record.name in nodes:
             node = nodes[record.name]
-            inner = shapes.get(node.inputs[0].name, ())[-1:] if node.op == "MatMul" else ()
-            record.macs = macs(node, shapes[output], inner[0] if inner else None)
+            record.macs = macs(node, shapes.get(node.inputs[0].name, ()), shapes[output])

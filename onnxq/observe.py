@@ -157,3 +157,32 @@ class Moments:
         mean = np.atleast_1d(self.total) / max(self.count, 1)
         square = np.atleast_1d(self.squares) / max(self.count, 1)
         return ChannelMoments(mean, np.maximum(square - mean**2, 0))
+
+
+@dataclass
+class Loudness:
+    """Median and mean over samples of the mean square, to a tenth of a decibel; 0 for silence."""
+
+    counts: dict[int, int] = field(default_factory=dict)  # samples by tenths of a decibel
+
+    def update(self, x: Array) -> None:
+        flat = x.reshape(-1)[:: max(1, x.size // _SUBSAMPLE) | 1].astype(np.float64)
+        square = float(np.vdot(flat, flat)) / max(flat.size, 1)
+        if not math.isfinite(square):
+            raise FloatingPointError("NaN or infinite")
+        if square:  # silence needs no signal to noise
+            level = round(100 * math.log10(square))
+            self.counts[level] = self.counts.get(level, 0) + 1
+
+    def merge(self, other: Loudness) -> None:
+        for level, count in other.counts.items():
+            self.counts[level] = self.counts.get(level, 0) + count
+
+    def result(self) -> tuple[float, float]:
+        if not self.counts:
+            return 0.0, 0.0
+        levels = sorted(self.counts)
+        counts = np.array([self.counts[level] for level in levels])
+        squares = 10.0 ** (np.array(levels) / 100)
+        middle = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
+        return float(squares[middle]), float(squares @ counts / counts.sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,9 +16,10 @@ from onnxq import graph as g
 from onnxq.calibrate import observe
 from onnxq.errors import OnnxqError
 from onnxq.observe import Observer
-from onnxq.qtype import QParams, QTensor, QType
+from onnxq.qtype import QParams, QType
 from onnxq.report import PassRecord, Report
 from onnxq.samples import Samples
+from onnxq.spool import Weights
 from onnxq.target import OpRule, Target
 
 Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
@@ -47,11 +48,11 @@ class NodePlan:
 class Plan(dict[str, NodePlan]):
     """Node name → NodePlan; made by the pass `assign`, followed by every solver and lowering."""
 
-    def quantized(self, graph: g.Graph) -> list[tuple[g.Node, NodePlan]]:
-        """The nodes of a graph that become integer, in order."""
+    def quantized(self, nodes: Iterable[g.Node]) -> list[tuple[g.Node, NodePlan]]:
+        """Those that become integer: of `g.walk(graph)`, bodies too, or of one body's `nodes`."""
         return [
             (node, self[node.name])
-            for node in graph.nodes
+            for node in nodes
             if node.name in self and self[node.name].quantized
         ]
 
@@ -65,7 +66,7 @@ class Context:
     report: Report
     plan: Plan = field(default_factory=Plan)
     stats: dict[str, Any] = field(default_factory=dict)
-    weights: dict[str, QTensor] = field(default_factory=dict)
+    weights: Weights = field(default_factory=Weights)
     activations: dict[str, QParams] = field(default_factory=dict)
     # What batch normalisation said of a tensor before it was folded: (mean, deviation) by channel.
     batch_statistics: dict[str, tuple[Any, Any]] = field(default_factory=dict)
@@ -196,23 +197,25 @@ class Pipeline:
 def _check(graph: g.Graph, step: Pass, before: Sequence[str]) -> None:
     """The invariants every rewrite keeps: names are unique, nodes are in order, all is produced."""
     try:
-        graph.toposort()
-        known = {t.name for t in graph.inputs} | {""}
-        written: set[str] = set()
-        for node in graph.nodes:
-            for tensor in node.inputs:
-                if not g.is_constant(tensor) and tensor.name not in known:
-                    raise ValueError(f"{node.name!r} reads {tensor.name!r}, which nothing makes")
-            for tensor in node.outputs:
-                if tensor.name and tensor.name in written:
-                    raise ValueError(f"two nodes write {tensor.name!r}")
-                written.add(tensor.name)
-                known.add(tensor.name)
+        g.sort(graph)
+        _check_names(graph, {""})
     except Exception as error:
         raise OnnxqError(
             f"the pass {step.name!r} left a broken graph ({error}); "
             f"passes before it: {', '.join(before) or 'none'}"
         ) from error
+
+
+def _check_names(graph: g.Graph, outside: set[str]) -> None:
+    """Every tensor is made before it is read; `outside` are those of enclosing graphs."""
+    known = outside | {t.name for t in graph.inputs}
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            if not g.is_constant(tensor) and tensor.name not in known:
+                raise ValueError(f"{node.name!r} reads {tensor.name!r}, which nothing makes")
+        for body in g.bodies(node):
+            _check_names(body, known)
+        known |= {t.name for t in node.outputs}
 
 
 def peak_mb() -> float:

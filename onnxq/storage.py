@@ -63,12 +63,6 @@ class ExternalValues(gs.ir.tensor.LazyValues):  # type: ignore[misc]
         return values if values.flags.aligned else values.copy()
 
 
-def peek(constant: gs.Constant) -> NDArray[Any]:
-    """The values of a constant, which stays as lazy as it is: `constant.values` would keep them."""
-    values = constant._values
-    return np.asarray(values.load() if isinstance(values, gs.ir.tensor.LazyValues) else values)
-
-
 def load_proto(path: str | Path) -> onnx.ModelProto:
     """Read a model; external initializers stay in their files, which are checked.
 

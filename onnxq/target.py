@@ -36,12 +36,15 @@ class OpRule:
     pair_limit: int | None = None
     depthwise: bool | None = None
     constant_weight: bool | None = None
+    batched: bool | None = None
 
     def matches(self, node: gs.Node) -> bool:
         if self.depthwise is not None and self.depthwise != is_depthwise(node):
             return False
-        has_weight = weight_view(node) is not None
-        return self.constant_weight is None or self.constant_weight == has_weight
+        view = weight_view(node)
+        if self.batched is not None and self.batched != (view is not None and view.batched):
+            return False
+        return self.constant_weight is None or self.constant_weight == (view is not None)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
+from onnxq.probe import Probe
 from onnxq.report import Latency, OutputRecord
 from onnxq.runtime import Session
 from onnxq.samples import Samples
@@ -225,19 +226,22 @@ def layer_errors(
 
 
 def shapes(graph: g.Graph, layers: Sequence[str], feed: Feed) -> dict[str, tuple[int, ...]]:
-    """Shapes of layers' outputs and first inputs, as they come out when the model runs."""
-    tensors = graph.tensors()
+    """Shapes of layers' outputs and first inputs, as they come out when the model runs.
+
+    Of a tensor in a body that ran more than once, its last; none where it did not run.
+    """
+    tensors = g.tensors(graph)
     known = [tensors[name] for name in layers if name in tensors]
     wanted = {t.name for t in known} | {
         t.inputs[0].inputs[0].name for t in known if t.inputs and t.inputs[0].inputs
     }
-    fetched = [n for n in wanted if tensors[n].inputs]
-    values = _session_with_outputs(graph, sorted(fetched)).run(feed) if fetched else {}
-    return {name: np.shape(value) for name, value in {**values, **feed}.items()}
+    variable = sorted(name for name in wanted if not g.is_constant(tensors[name]))
+    seen = Probe(graph, variable).run(feed)
+    return {name: values[-1].shape for name, values in seen.items() if values}
 
 
 def _outputs(graph: g.Graph) -> list[str]:
-    return [t.name for t in graph.outputs if t.dtype is None or np.dtype(t.dtype).kind == "f"]
+    return [t.name for t in graph.outputs if t.dtype is None or g.is_float(t)]
 
 
 def _layer(quantized: g.Graph, name: str, known: Mapping[str, Any]) -> list[gs.Node] | None:

@@ -4,10 +4,12 @@ from onnxq.passes.lower.dynamic import Dynamic
 from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.prepare.fold_batchnorm import FoldBatchNorm
 from onnxq.passes.prepare.normalize import Normalize
+from onnxq.passes.prepare.widen import Widen
 from onnxq.passes.solve.assign import Assign
 from onnxq.passes.solve.calibrate import Calibrate
 from onnxq.passes.solve.quantize_bias import QuantizeBias
 from onnxq.passes.solve.round_to_nearest import RoundToNearest
+from onnxq.passes.solve.spare_quiet import SpareQuiet
 
 __all__ = [
     "Assign",
@@ -18,4 +20,6 @@ __all__ = [
     "Normalize",
     "QuantizeBias",
     "RoundToNearest",
+    "SpareQuiet",
+    "Widen",
 ]

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from graphs import MODELS, Case, attention, gemm, if_body, model, normal, ops, residual, run
+from awkward import Case, attention, gemm, if_body, residual
+from graphs import MODELS, model, normal, ops, run
 
 import onnxq
 from onnxq import verify
@@ -380,6 +381,20 @@ def test_inspect_counts_multiply_accumulates(case: Case, tmp_path: Path) -> None
     else:
         assert macs["h"] > 0
         assert macs["h"] % 16 == 0
+
+
+def test_strings_are_fed_as_they_are(tmp_path: Path) -> None:
+    text = """(string[n] s, float[n,4] x) => (float[n,4] y, string[n] t) {
+        t = Identity (s)
+        y = MatMul (x, w)
+    }"""
+    onnx.save(model(text, w=normal(4, 4)), tmp_path / "m.onnx")
+    feeds = [{"s": np.array(["a", "b"]), "x": normal(2, 4, seed=k)} for k in range(12)]
+    report = onnxq.quantize(tmp_path / "m.onnx", samples=feeds).report
+    assert report.outputs[0].cosine > 0.99
+    assert len(onnxq.bench([tmp_path / "m.onnx"], samples=feeds, seconds=0.1)) == 1
+    with pytest.raises(OnnxqError, match=r"made up .* 's' is a tensor\(string\)\); give --data"):
+        onnxq.quantize(tmp_path / "m.onnx")
 
 
 def test_bench_times_models_in_turns_and_their_memory(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import MODELS, attention, conv_bn_relu6, gemm, if_body, model, normal
+from awkward import attention, conv_bn_relu6, gemm, if_body
+from graphs import MODELS, model, normal
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 

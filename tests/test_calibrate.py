@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from graphs import feeds_of, matmul, model, normal, residual, samples_of
+from awkward import matmul, residual
+from graphs import feeds_of, model, normal, samples_of
 
 from onnxq import graph as g
 from onnxq.calibrate import observe
@@ -53,8 +54,15 @@ def test_nan_in_the_model_names_sample_and_tensor(kind: type) -> None:
     feeds = [{"x": np.abs(feed["x"])} for feed in feeds_of(3, x=(2, 4))]
     feeds[2]["x"][0, 0] = -1
     samples = samples_of(made, feeds)
-    with pytest.raises(OnnxqError, match="sample 2 makes 'l' NaN"):
+    with pytest.raises(OnnxqError, match=r"list, sample 2 \(counted from 0\) makes 'l' NaN"):
         observe(g.load(made), {"l": kind()}, samples)
+
+
+def test_a_sample_that_does_not_run_is_named() -> None:
+    made = model("(float[n,m] x) => (float[n,4] y) { y = MatMul (x, w) }", w=normal(4, 4))
+    samples = samples_of(made, [{"x": normal(2, 4)}, {"x": normal(2, 5)}])
+    with pytest.raises(OnnxqError, match=r"list, sample 1 \(counted from 0\): the model does not"):
+        observe(g.load(made), {"y": MinMax()}, samples)
 
 
 def test_progress_counts_every_sample() -> None:

@@ -13,9 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import graphs
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -89,6 +91,47 @@ def test_quantize_without_samples_warns_before_the_details(tmp_path: Path) -> No
     lines = passed("quantize", DIGITS, "-o", tmp_path / "q.onnx").splitlines()
     warnings = [i for i, line in enumerate(lines) if line.startswith("warning: no samples given")]
     assert warnings == [2]
+
+
+def test_a_folder_of_images_is_as_good_as_its_arrays(tmp_path: Path) -> None:
+    with np.load(CALIBRATION) as file:
+        pixels = np.round(file["image"][:12, 0] * 255).astype(np.uint8)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for k, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{k:02}.png")
+    np.savez(tmp_path / "same.npz", image=(pixels[:, None] * (1 / 255)).astype(np.float32))
+    (tmp_path / "mine.toml").write_text("crop = 8\n")
+    made = []
+    for options in (
+        ["--data", tmp_path / "same.npz"],
+        ["--data", folder, "--preprocess", tmp_path / "mine.toml"],
+    ):
+        passed("quantize", DIGITS, "-o", tmp_path / "q.onnx", "--quiet", *options)
+        made.append(onnx.load(tmp_path / "q.onnx").graph.SerializeToString())
+    assert made[0] == made[1]
+    passed("validate", DIGITS, tmp_path / "q.onnx", "--quiet", *options)
+    passed("bench", DIGITS, "--seconds", 0.1, *options)
+    assert "no preprocess.toml; write there" in complaint("quantize", DIGITS, "--data", folder)
+    message = complaint("quantize", DIGITS, "--data", CALIBRATION, *options[2:])
+    assert "preprocessing is for a folder of images, and digits_cnn.calib.npz is none" in message
+    message = complaint("quantize", DIGITS, *options[2:])
+    assert "preprocessing is for a folder of images; give it with --data FOLDER" in message
+
+
+def test_states_are_declared(tmp_path: Path) -> None:
+    text = "(float[1,4] x, float[1,4] a) => (float[1,4] b) { s = Add (x, a) b = MatMul (s, w) }"
+    onnx.save(graphs.model(text, w=graphs.normal(4, 4, scale=0.2)), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=graphs.normal(20, 4))
+    common = (tmp_path / "m.onnx", "--data", tmp_path / "x.npz")
+    assert "say so: --state b=a" in complaint("quantize", *common)
+    printed = passed("quantize", *common, "--state", "b=a", "--json")
+    assert json.loads(printed)["samples"] == "x.npz, 16 samples; a from b"
+    passed("bench", *common, "--state", "b=a", "--seconds", 0.1)
+    assert "give an output and an input as OUT=IN" in complaint("quantize", *common, "--state", "b")
+    message = complaint("quantize", *common, "--state", "b=a", "--state", "b=x")
+    assert "--state b=x: 'b' is paired already; give it once" in message
+    assert "the model has no input 'A'" in complaint("bench", *common, "--state", "b=A")
 
 
 def test_quantize_takes_settings_selectors_and_a_preset(tmp_path: Path) -> None:

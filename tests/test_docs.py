@@ -6,10 +6,15 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from onnxq.preprocess import Preprocess
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -91,6 +96,11 @@ def workplace(folder: Path) -> Path:
     """The files that README's commands speak of, made of the digits model."""
     shutil.copy(folder / "models/digits_cnn.onnx", folder / "model.onnx")
     shutil.copy(folder / "models/digits_cnn.calib.npz", folder / "samples.npz")
+    (folder / "images").mkdir()
+    (folder / "images/preprocess.toml").write_text("resize = 8", "utf-8")
+    with np.load(folder / "samples.npz") as file:
+        for number, image in enumerate(file["image"][:8, 0]):
+            Image.fromarray((255 * image).astype(np.uint8)).save(folder / f"images/{number}.png")
     return folder
 
 
@@ -107,6 +117,12 @@ def test_readmes_commands_run(workplace: Path) -> None:
     assert commands
     for code in commands:
         run(["bash", "-euo", "pipefail", "-c", code], workplace)
+
+
+def test_readmes_preprocessing_has_every_setting() -> None:
+    (settings,) = map(tomllib.loads, blocks("README.md", "toml"))
+    assert set(settings) == {field.name for field in fields(Preprocess)}
+    assert Preprocess.of(settings).scale == 1 / 255
 
 
 @pytest.mark.parametrize("kind", ["presets", "targets"])

@@ -3,7 +3,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import ZOO, Array, bn, if_body, model, normal, ops, run
+from awkward import ZOO, if_body
+from graphs import Array, bn, model, normal, ops, run
 from onnx import TensorProto
 
 from onnxq import graph as g
@@ -23,7 +24,10 @@ def node_of(source: onnx.ModelProto, op: str | None = None) -> g.Node:
 def test_a_model_survives_loading_and_writing(name: str) -> None:
     case = ZOO[name]()
     again = g.to_proto(g.load(case.model))
-    onnx.checker.check_model(again, full_check=True)
+    if name != "no_shapes":  # which the checker refuses as it comes
+        onnx.checker.check_model(again, full_check=True)
+    if name in ("bfloat16", "names"):  # which the runtime refuses as they come
+        return
     for key, values in run(case.model, case.feeds[0], optimize=False).items():
         np.testing.assert_array_equal(run(again, case.feeds[0], optimize=False)[key], values)
 
@@ -242,7 +246,7 @@ def test_a_statistic_of_conv_transpose_arrives_at_the_weights_of_its_channel() -
     "body",
     [
         "y = MatMul (x, x)",
-        "y = MatMul (x, three)",
+        "y = MatMul (x, flat)",
         "y = MatMul (w, x)",
         "y = Gather <axis = 1> (w, ids)",
         "y = Conv (x, integer)",
@@ -253,7 +257,7 @@ def test_what_is_no_weight_is_not_seen_as_one(body: str) -> None:
     graph = onnx.parser.parse_graph(
         f"g (float[a,b] x, int64[c] ids) => (float[d,e] y) {{ {body} }}"
     )
-    values = {"w": normal(4, 4), "three": normal(2, 4, 4), "integer": np.ones((4, 4, 1), np.int8)}
+    values = {"w": normal(4, 4), "flat": normal(4), "integer": np.ones((4, 4, 1), np.int8)}
     graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in values.items())
     assert g.weight_view(g.load(onnx.helper.make_model(graph)).nodes[0]) is None
 

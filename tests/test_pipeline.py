@@ -3,7 +3,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from graphs import matmul, residual, run, samples_of
+from awkward import matmul, residual
+from graphs import run, samples_of
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError

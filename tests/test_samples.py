@@ -403,6 +403,40 @@ def test_arrays_that_disagree() -> None:
     assert "takes 1 rows of 'image' and 2 of 'state' at a time; give one with a leading" in message
 
 
+def test_rows_of_differing_length() -> None:
+    ragged = [[[1, 2, 3]], [[1, 2]]]
+    advice = "; give an array of one shape, and samples of differing shapes one by one"
+    message = refused([FEEDS[0], {"image": ragged}])
+    assert message.startswith("list, sample 1 (counted from 0): 'image' makes no array (setting")
+    assert message.endswith(advice)
+    assert refused({"image": ragged}).endswith(advice)
+
+
+def test_objects_and_strings_for_numbers(tmp_path: Path) -> None:
+    ragged = np.empty(3, object)
+    ragged[:] = [np.ones((1, k)) for k in range(3)]
+    np.savez(tmp_path / "ragged.npz", image=ragged)
+    message = refused(tmp_path / "ragged.npz")
+    assert "what came is object [3]; samples of differing shapes go into a folder" in message
+    assert "what came is string [1]; change the samples" in refused([{"image": np.array(["a"])}])
+
+
+def test_sample_without_values() -> None:
+    message = refused([FEEDS[0], {"image": rows(0)}])
+    assert message.startswith("list, sample 1 (counted from 0) holds no values: every tensor is")
+    past = InputSpec("past", F32, ("batch", "past"))
+    feed = FEEDS[0] | {"past": np.zeros((1, 0), np.float32)}
+    assert len(list(open_samples([feed], [IMAGE, past]))) == 1
+
+
+def test_messages_of_others_become_one_line() -> None:
+    def feeds() -> Iterator[Feed]:
+        yield FEEDS[0]
+        raise RuntimeError("first line\n  second line")
+
+    assert "RuntimeError: first line second line; it must return or yield" in refused(feeds)
+
+
 def test_counts_that_make_no_sense(npz: Path) -> None:
     assert refused(npz, batch_size=0) == "the batch size is 0; give 1 or more"
     assert refused(npz, limit=0) == "the limit of samples is 0; give 1 or more"

@@ -8,7 +8,8 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from graphs import MODELS, gemm, model, normal, run
+from awkward import gemm
+from graphs import MODELS, model, normal, run
 from onnx import TensorProto
 
 from onnxq import graph as g

@@ -8,8 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxq.dead_leaves import dead_leaves
 from onnxq.errors import OnnxqError
-from onnxq.synthesize import dead_leaves, synthesize
+from onnxq.synthesize import synthesize
 
 Array = NDArray[Any]
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -209,7 +210,7 @@ def test_past_is_empty_and_what_goes_with_the_ids_fits() -> None:
 
 
 def test_large_language_model_writes_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxq.synthesize._TEXT_BUDGET", 3 * WORDS**2 * 64**2 / 2 + 1e6)
+    monkeypatch.setattr("onnxq.synthetic_text._TEXT_BUDGET", 3 * WORDS**2 * 64**2 / 2 + 1e6)
     assert len(synthesize(counting(), n=6)[0]) == 3
 
 
@@ -286,6 +287,43 @@ def test_anything_else_gets_noise_and_an_empty_state() -> None:
     assert not together(feeds, "state").any()
     assert feeds[0]["flag"].all()
     assert feeds[0]["which"] == 0
+
+
+RATES = """<ir_version: 8, opset_import: ["": 17]>
+g (float[1, 4] x, int64 rate, int64[1] mode) => (float[1, 4] y) {{
+    {constants}
+    known = Equal (rate, high)
+    y = If (known) <
+        then_branch = yes () => (float[1, 4] a) {{
+            m = Squeeze (mode)
+            two = Constant <value_int = 2> ()
+            second = Equal (two, m)
+            a = If (second) <
+                then_branch = inner () => (float[1, 4] b) {{ b = Neg (x) }},
+                else_branch = other () => (float[1, 4] c) {{ c = Relu (x) }}
+            >
+        }},
+        else_branch = no () => (float[1, 4] d) {{ d = Identity (x) }}
+    >
+}}"""
+
+
+@pytest.mark.parametrize(
+    "constants",
+    ["high = Constant <value = int64 {16000}> ()", "high = Constant <value_ints = [16000]> ()"],
+)
+def test_integers_are_what_the_graph_compares_them_with(constants: str) -> None:
+    made = onnx.parser.parse_model(RATES.format(constants=constants))
+    for feed in synthesize(made, n=2)[0]:
+        assert feed["rate"].shape == ()
+        assert feed["rate"] == 16000
+        assert feed["mode"].tolist() == [2]
+
+
+def test_inputs_to_leave_are_left_out() -> None:
+    nodes = [helper.make_node("Add", ["x", "h"], ["y"])]
+    made = model(nodes, {"x": (FLOAT, [1, 4]), "h": (FLOAT, [1, 4])}, ["y"])
+    assert [set(feed) for feed in synthesize(made, n=2, leave={"h"})[0]] == [{"x"}, {"x"}]
 
 
 def projection(rows: int) -> onnx.ModelProto:

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from graphs import depthwise, matmul, residual
+from awkward import depthwise, matmul, residual
 
 from onnxq import graph as g
 from onnxq import target as targets

@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import Array, Case, attention, feeds_of, matmul, model, normal, pipeline, residual, run
+from awkward import Case, attention, matmul, residual
+from graphs import Array, feeds_of, model, normal, pipeline, run
 
 from onnxq import graph as g
 from onnxq import verify

@@ -15,33 +15,29 @@ from onnxq import graph as g
 from onnxq.qtype import QTensor
 
 
-def lower_embedding(graph: g.Graph, node: g.Node, q: QTensor, namer: g.Namer) -> int:
+def lower_embedding(body: g.Graph, node: g.Node, q: QTensor, maker: g.Maker) -> int:
     """Replace Gather over a float table by Gather over codes and over the scale of each row."""
     table, ids = node.inputs
-    out = node.outputs[0]
-    dtype = np.dtype(table.dtype)
-
-    def emit(op: str, inputs: list[gs.Tensor], **attrs: object) -> gs.Variable:
-        result = gs.Variable(namer(f"{node.name}_{op}_out"))
-        graph.nodes.append(gs.Node(op, namer(f"{node.name}_{op}"), attrs, inputs, [result]))
-        return result
-
-    codes = g.constant(namer(f"{table.name}_quantized"), q.codes.reshape(table.shape))
-    real = emit("Cast", [emit("Gather", [codes, ids], axis=0)],
-                to=int(onnx.helper.np_dtype_to_tensor_dtype(dtype)))  # fmt: skip
+    dtype = g.dtype(table) or np.dtype(np.float32)
     tail = (1,) * (len(table.shape) - 1)
-    scale = g.constant(
-        namer(f"{table.name}_scale"), q.scale.astype(dtype).reshape(-1, *tail)
-        if q.scale.ndim else q.scale.astype(dtype)
+
+    def look_up(part: str, values: g.Array) -> gs.Tensor:
+        """A value per row of the table: that of each id. One for all rows is itself."""
+        stored = maker.constant(f"{table.name}_{part}", values.reshape(-1, *tail)
+                                if values.ndim else values)  # fmt: skip
+        return (
+            maker.emit(body, "Gather", [stored, ids], node.name, axis=0) if values.ndim else stored
+        )
+
+    codes = maker.constant(f"{table.name}_quantized", q.codes.reshape(table.shape))
+    real = maker.emit(
+        body, "Cast", [maker.emit(body, "Gather", [codes, ids], node.name, axis=0)], node.name,
+        to=int(onnx.helper.np_dtype_to_tensor_dtype(dtype)),
     )  # fmt: skip
-    zero = q.zero.astype(np.float32)
-    if zero.any():
-        values = zero.astype(dtype).reshape(-1, *tail) if zero.ndim else zero.astype(dtype)
-        offset: gs.Tensor = g.constant(namer(f"{table.name}_zero"), values)
-        real = emit("Sub", [real, emit("Gather", [offset, ids], axis=0) if zero.ndim else offset])
-    factor = emit("Gather", [scale, ids], axis=0) if q.scale.ndim else scale
-    node.inputs.clear()
-    node.outputs.clear()
-    graph.nodes.remove(node)
-    graph.nodes.append(gs.Node("Mul", namer(f"{node.name}_Mul"), {}, [real, factor], [out]))
+    if q.zero.any():
+        real = maker.emit(
+            body, "Sub", [real, look_up("zero", q.zero.astype(np.float32).astype(dtype))], node.name
+        )
+    factor = look_up("scale", q.scale.astype(dtype))
+    g.replace_node(body, node, maker.emit(body, "Mul", [real, factor], node.name))
     return 1

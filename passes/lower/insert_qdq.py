@@ -13,12 +13,13 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnxq.passes.lower.embedding import lower_embedding
+from onnxq.passes.lower.recurrent import dequantized_matrix, lower_recurrent
 from onnxq.passes.solve.quantize_bias import bias_key
 
 from onnxq import graph as g
 from onnxq.graph import Graph, Node
-from onnxq.pipeline import Context, Pass
-from onnxq.qtype import Codes, Floats, QParams, QTensor
+from onnxq.pipeline import Context, NodePlan, Pass
+from onnxq.qtype import QParams, QTensor
 
 
 @dataclass(frozen=True)
@@ -28,45 +29,51 @@ class InsertQDQ(Pass):
     name: ClassVar[str] = "insert-qdq"
 
     def apply(self, graph: Graph, ctx: Context) -> int:
-        writer = _Writer(graph, ctx)
-        changes = sum(writer.node(node) for node, _ in ctx.plan.quantized(graph))
-        changes += writer.activations()
+        maker, changes = g.Maker(graph), 0
+        for body in list(g.subgraphs(graph)):
+            writer, nodes = _Writer(body, ctx, maker), list(body.nodes)
+            changes += sum(writer.node(*planned) for planned in ctx.plan.quantized(nodes))
+            changes += writer.activations()
         g.tidy(graph)
         return changes
 
 
 class _Writer:
-    def __init__(self, graph: Graph, ctx: Context) -> None:
-        self.graph, self.ctx = graph, ctx
-        self.namer = g.Namer(graph)
+    """Writes one graph or body: a kernel fuses only with what stands in the same one."""
+
+    def __init__(self, body: Graph, ctx: Context, maker: g.Maker) -> None:
+        self.body, self.ctx, self.maker = body, ctx, maker
         self.dequantized: dict[str, gs.Variable] = {}  # weight or activation → its DQ output
 
-    def node(self, node: Node) -> int:
+    def node(self, node: Node, plan: NodePlan) -> int:
         view = g.weight_view(node)
         if view is None or view.tensor.name not in self.ctx.weights:
             return 0
         codes = self.ctx.weights[view.tensor.name]
         if node.op == "Gather":
-            return lower_embedding(self.graph, node, codes, self.namer)
+            return lower_embedding(self.body, node, codes, self.maker)
+        if node.op in g.RECURRENT:
+            return lower_recurrent(self.body, node, plan, self.ctx.weights, self.maker)
         if view.tensor.name not in self.dequantized:
             self.dequantized[view.tensor.name] = self._weight(view, codes)
         key = bias_key(node)
         node.inputs[view.slot] = self.dequantized[view.tensor.name]
         if key is not None and key in self.ctx.weights:
-            node.inputs[2] = self._bias(node.inputs[2].name, self.ctx.weights[key])
+            node.inputs[2] = self._bias(key, self.ctx.weights[key])
         return 1
 
     def activations(self) -> int:
         """Pairs on every planned activation: for all its readers, or for the planned ones alone."""
+        planned = self.ctx.plan.quantized(self.body.nodes)
         changes = 0
-        for node, plan in self.ctx.plan.quantized(self.graph):
+        for node, plan in planned:
             if plan.output:
                 for tensor in list(node.outputs):
                     changes += self._everywhere(tensor)
-        for node, plan in self.ctx.plan.quantized(self.graph):
+        for node, plan in planned:
             for slot in plan.inputs:
                 tensor = node.inputs[slot]
-                if tensor.name in self.ctx.activations and not _is_dequantized(tensor):
+                if tensor.name in self.ctx.activations and not self._is_dequantized(tensor):
                     node.inputs[slot] = self._pair(tensor)
                     changes += 1
         return changes
@@ -75,21 +82,21 @@ class _Writer:
         if tensor.name not in self.ctx.activations or tensor.name in self.dequantized:
             return 0
         params = self.ctx.activations[tensor.name]
-        readers = [reader for reader in tensor.outputs if reader.op != "QuantizeLinear"]
+        readers = [r for r in tensor.outputs if r.op != "QuantizeLinear" and g.owns(self.body, r)]
         maker = tensor.inputs[0]
-        if not readers and not g.is_output(self.graph, tensor):
+        if not readers and not g.is_output(self.body, tensor):
             return 0  # written down already
         if saturation_does(maker, params):
             raw = maker.inputs[0]
             maker.inputs.clear()
             maker.outputs.clear()
-            self.graph.nodes.remove(maker)
+            self.body.nodes.remove(maker)
             self._quantize_dequantize(raw, params, tensor)
             self.dequantized[tensor.name] = tensor
             return 1
-        if g.is_output(self.graph, tensor):
+        if g.is_output(self.body, tensor):
             # The model's output keeps its name and is what comes out of the pair.
-            raw = gs.Variable(self.namer(f"{tensor.name}_raw"), dtype=tensor.dtype)
+            raw = gs.Variable(self.maker.name(f"{tensor.name}_raw"), dtype=tensor.dtype)
             maker.outputs[maker.outputs.index(tensor)] = raw
             self._quantize_dequantize(raw, params, tensor)
             self.dequantized[tensor.name] = tensor
@@ -100,57 +107,48 @@ class _Writer:
 
     def _pair(self, tensor: gs.Variable) -> gs.Variable:
         if tensor.name not in self.dequantized:
-            out = gs.Variable(self.namer(f"{tensor.name}_dequantized"), dtype=tensor.dtype)
+            out = gs.Variable(self.maker.name(f"{tensor.name}_dequantized"), dtype=tensor.dtype)
             self._quantize_dequantize(tensor, self.ctx.activations[tensor.name], out)
             self.dequantized[tensor.name] = out
         return self.dequantized[tensor.name]
 
     def _quantize_dequantize(self, x: gs.Variable, params: QParams, out: gs.Variable) -> None:
         name = x.name
-        scale = g.constant(self.namer(f"{name}_scale"), params.scale)
-        zero = g.constant(self.namer(f"{name}_zero_point"), params.zero)
-        codes = gs.Variable(self.namer(f"{name}_quantized"), dtype=params.qtype.dtype)
-        self._append("QuantizeLinear", name, [x, scale, zero], codes, {})
-        self._append("DequantizeLinear", name, [codes, scale, zero], out, {})
+        scale = self.maker.constant(f"{name}_scale", params.scale)
+        zero = self.maker.constant(f"{name}_zero_point", params.zero)
+        codes = self.maker.emit(self.body, "QuantizeLinear", [x, scale, zero], name)
+        real = self.maker.emit(self.body, "DequantizeLinear", [codes, scale, zero], name)
+        real.inputs[0].outputs[0] = out
 
     def _weight(self, view: g.WeightView, q: QTensor) -> gs.Variable:
-        name = view.tensor.name
+        if view.batches > 1 and q.scale.ndim:
+            return dequantized_matrix(self.body, view, q, self.maker)
         attrs: dict[str, int] = {}
         scale, zero = q.scale, q.zero
         if q.scale.ndim == 1:
             attrs = {"axis": view.axis}
         elif q.scale.ndim == 2:
             attrs = {"axis": view.block_axis, "block_size": q.qtype.group or 0}
-            if view.axis == 1:
+            if view.block_axis < view.axis:
                 scale, zero = scale.T, zero.T
-        stored = g.constant(self.namer(f"{name}_quantized"), view.from_matrix(q.codes))
-        return self._dequantize(name, stored, scale, zero, attrs)
+        return self._dequantize(view.tensor.name, view.from_matrix(q.codes), scale, zero, attrs)
 
     def _bias(self, name: str, q: QTensor) -> gs.Variable:
-        stored = g.constant(self.namer(f"{name}_quantized"), q.codes[:, 0])
-        return self._dequantize(name, stored, q.scale, q.zero, {"axis": 0})
+        return self._dequantize(name, q.codes[:, 0], q.scale, q.zero, {"axis": 0})
 
     def _dequantize(
-        self, name: str, codes: gs.Constant, scale: Floats, zero: Codes, attrs: dict[str, int]
+        self, name: str, codes: g.Array, scale: g.Array, zero: g.Array, attrs: dict[str, int]
     ) -> gs.Variable:
-        inputs = [
-            codes,
-            g.constant(self.namer(f"{name}_scale"), scale),
-            g.constant(self.namer(f"{name}_zero_point"), zero),
+        parts = {"quantized": codes, "scale": scale, "zero_point": zero}
+        inputs: list[gs.Tensor] = [
+            self.maker.constant(f"{name}_{part}", np.ascontiguousarray(a).reshape(a.shape))
+            for part, a in parts.items()
         ]
-        out = gs.Variable(self.namer(f"{name}_dequantized"), dtype=np.dtype(np.float32))
-        self._append("DequantizeLinear", name, inputs, out, attrs)
-        return out
+        return self.maker.emit(self.body, "DequantizeLinear", inputs, name, **attrs)
 
-    def _append(
-        self, op: str, name: str, inputs: list[object], out: gs.Variable, attrs: dict[str, int]
-    ) -> None:
-        self.graph.nodes.append(gs.Node(op, self.namer(f"{name}_{op}"), attrs, inputs, [out]))
-
-
-def _is_dequantized(tensor: gs.Tensor) -> bool:
-    maker = g.producer(tensor)
-    return maker is not None and maker.op == "DequantizeLinear"
+    def _is_dequantized(self, tensor: gs.Tensor) -> bool:
+        maker = g.producer(tensor)
+        return maker is not None and maker.op == "DequantizeLinear" and g.owns(self.body, maker)
 
 
 def saturation_does(node: Node, params: QParams) -> bool:

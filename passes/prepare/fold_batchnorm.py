@@ -48,7 +48,7 @@ class FoldBatchNorm(Pass):
 def _fold_next(graph: Graph, node: Node, namer: g.Namer, ctx: Context) -> bool:
     """Fold the affine map that is the only reader of this node's output, if there is one."""
     follower = g.sole_consumer(graph, node.outputs[0])
-    if follower is None or follower not in graph.nodes or not g.is_standard(follower):
+    if follower is None or not g.owns(graph, follower) or not g.is_standard(follower):
         return False
     channels = _out_channels(node)
     affine = _affine(follower, node.outputs[0], _channel_axis_from_end(node), channels)
@@ -61,7 +61,7 @@ def _fold_next(graph: Graph, node: Node, namer: g.Namer, ctx: Context) -> bool:
     if bias is None:
         return False
     if follower.op == "BatchNormalization" and node.op == "Conv":
-        gamma, beta = (follower.inputs[i].values.astype(np.float64) for i in (1, 2))
+        gamma, beta = (g.values(follower.inputs[i]).astype(np.float64) for i in (1, 2))
         ctx.batch_statistics[follower.outputs[0].name] = (beta, np.abs(gamma))
     _scale_rows(node, a, namer)
     if node.op != "MatMul":
@@ -94,7 +94,7 @@ def _affine(node: Node, x: gs.Tensor, axis: int, channels: int) -> tuple[Vector,
             return None
         if not all(g.is_constant(t) for t in node.inputs[1:5]):
             return None
-        gamma, beta, mean, var = (t.values.astype(np.float64) for t in node.inputs[1:5])
+        gamma, beta, mean, var = (g.values(t).astype(np.float64) for t in node.inputs[1:5])
         a = gamma / np.sqrt(var + node.attrs.get("epsilon", 1e-5))
         return (a, beta - a * mean) if len(a) == channels else None
     if node.op not in ("Mul", "Div", "Add", "Sub") or len(node.inputs) != 2:
@@ -103,7 +103,7 @@ def _affine(node: Node, x: gs.Tensor, axis: int, channels: int) -> tuple[Vector,
     other = node.inputs[1 if left else 0]
     if not g.is_constant(other) or (node.op in ("Div", "Sub") and not left):
         return None
-    value = _per_channel(other.values, axis, channels)
+    value = _per_channel(g.values(other), axis, channels)
     if value is None:
         return None
     ones, zeros = np.ones(channels), np.zeros(channels)
@@ -137,13 +137,13 @@ def _scale_rows(node: Node, a: Vector, namer: g.Namer) -> None:
     if node.op == "ConvTranspose":  # (in, out/groups, *kernel), rows of one group together
         groups = int(node.attrs.get("group", 1))
         shape = weight.shape
-        by_group = weight.values.reshape(groups, shape[0] // groups, *shape[1:])
+        by_group = g.values(weight).reshape(groups, shape[0] // groups, *shape[1:])
         factor = a.reshape(groups, 1, shape[1], *(1,) * (len(shape) - 2))
         values = (by_group * factor).reshape(shape)
     elif node.op == "Conv" or (node.op == "Gemm" and node.attrs.get("transB", 0)):
-        values = weight.values * a.reshape(-1, *(1,) * (len(weight.shape) - 1))
+        values = g.values(weight) * a.reshape(-1, *(1,) * (len(weight.shape) - 1))
     else:
-        values = weight.values * a
+        values = g.values(weight) * a
     _set_weight(node, values, namer)
 
 
@@ -158,7 +158,7 @@ def _bias(node: Node, channels: int) -> Vector | None:
         return np.zeros(channels)
     if not g.is_constant(node.inputs[2]):
         return None
-    bias = _per_channel(node.inputs[2].values, -1, channels)
+    bias = _per_channel(g.values(node.inputs[2]), -1, channels)
     return None if bias is None else bias * node.attrs.get("beta", 1.0)
 
 
@@ -173,14 +173,16 @@ def _set_bias(node: Node, values: Vector, namer: g.Namer) -> None:
 
 def _fold_scale_before(graph: Graph, node: Node, namer: g.Namer) -> bool:
     """Mul or Div by a constant per input channel, into the columns of W."""
+    view = g.weight_view(node)
+    assert view is not None
     scale = g.producer(node.inputs[0])
-    if scale is None or scale.op not in ("Mul", "Div") or node.op == "ConvTranspose":
+    if scale is None or not g.owns(graph, scale) or scale.op not in ("Mul", "Div"):
+        return False
+    if node.op == "ConvTranspose" or view.batches > 1:
         return False
     alone = g.sole_consumer(graph, node.inputs[0]) is node
     if not alone or node.attrs.get("transA", 0):
         return False
-    view = g.weight_view(node)
-    assert view is not None
     if view.groups != 1:
         return False
     channels = int(view.tensor.shape[1]) if node.op == "Conv" else view.matrix().shape[1]

@@ -3,13 +3,13 @@
 Laws, each leaving the function as it is:
 1. Constant nodes become initializers.
 2. Identity, and Dropout at inference, disappear.
-3. Transpose, Reshape, Squeeze, Unsqueeze, Flatten and Cast of an initializer are computed now.
-4. The opset rises to what the target needs, local functions are inlined on load.
-5. Every node gets a name of its own.
+3. What is computed from initializers alone is computed now, unless it would grow.
+4. The opset rises to what the target needs.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +21,13 @@ from onnxq.graph import Graph, Node
 from onnxq.pipeline import Context, Pass
 from onnxq.runtime import Session
 
-_FOLDED = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast"}
+_NOT_FOLDED = {
+    "Expand", "Tile", "ConstantOfShape", "Range", "OneHot", "EyeLike", "Resize", "Upsample", "Pad",
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Optional",
+    "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial",
+    "If", "Loop", "Scan", "SequenceConstruct", "SequenceInsert", "SplitToSequence",
+}  # fmt: skip
+_AT_ONCE = 1 << 26  # bytes of initializers to compute with in one session
 
 
 @dataclass(frozen=True)
@@ -31,17 +37,14 @@ class Normalize(Pass):
     name: ClassVar[str] = "normalize"
 
     def apply(self, graph: Graph, ctx: Context) -> int:
-        changes = g.name_nodes(graph)
+        changes = 0
         if graph.opset < ctx.target.opset:
             _adopt(graph, g.raise_opset(graph, ctx.target.opset))
-            changes += 1 + g.name_nodes(graph)
+            changes += 1
         for body in g.subgraphs(graph):
             for node in list(body.nodes):
-                changes += (
-                    _constant_to_initializer(body, node)
-                    or _remove_no_op(body, node)
-                    or _fold_constant_input(body, node)
-                )
+                changes += _constant_to_initializer(body, node) or _remove_no_op(body, node)
+            changes += _fold_constants(body)
         g.tidy(graph)
         return changes
 
@@ -92,33 +95,95 @@ def _remove_no_op(graph: Graph, node: Node) -> bool:
             node.outputs[1].outputs or g.is_output(graph, node.outputs[1])
         )
         training = node.inputs[2:3] and not (
-            g.is_constant(node.inputs[2]) and not node.inputs[2].values
+            g.is_constant(node.inputs[2]) and not g.values(node.inputs[2])
         )
         if mask_used or training:
             return False
     return g.bypass(graph, node)
 
 
-def _fold_constant_input(graph: Graph, node: Node) -> bool:
-    """Evaluate a node that only moves or casts an initializer, through ONNX Runtime itself."""
-    if node.op not in _FOLDED or not g.is_standard(node) or g.is_output(graph, node.outputs[0]):
+def _fold_constants(graph: Graph) -> int:
+    """Compute, through ONNX Runtime itself, what depends on nothing but initializers."""
+    makers: dict[str, Node] = {}  # of what is known, by tensor
+    for node in graph.nodes:
+        known = all(g.is_constant(t) or t.name in makers or not t.name for t in node.inputs)
+        if known and _is_foldable(graph, node):
+            makers |= {t.name: node for t in node.outputs}
+    folded = {id(node) for node in makers.values()}
+    frontier = [
+        tensor
+        for node in graph.nodes
+        if id(node) in folded
+        for tensor in node.outputs
+        if any(id(reader) not in folded for reader in tensor.outputs)
+    ]
+    while frontier:
+        group, size = [], 0
+        while frontier and (not group or size < _AT_ONCE):
+            group.append(frontier.pop(0))
+            size += _weight_behind(group[-1], makers)
+        for name, values in _computed(graph, group, makers).items():
+            old = next(tensor for tensor in group if tensor.name == name)
+            _replace_everywhere(old, g.constant(name, values))
+    for node in [node for node in graph.nodes if id(node) in folded]:
+        node.inputs.clear()
+        node.outputs.clear()
+        graph.nodes.remove(node)
+    return len(folded)
+
+
+def _is_foldable(graph: Graph, node: Node) -> bool:
+    if not g.is_standard(node) or node.op in _NOT_FOLDED or not any(t.name for t in node.inputs):
         return False
-    inputs = [t for t in node.inputs if t.name]
-    if not all(g.is_constant(t) for t in inputs):
+    if any(g.is_output(graph, t) for t in node.outputs):
         return False
-    old = node.outputs[0]
+    kinds = [g.dtype(t) for t in node.inputs if g.is_constant(t)]
+    return all(kind is not None and kind.kind in "fiub" for kind in kinds)
+
+
+def _ancestors(tensor: gs.Tensor, makers: dict[str, Node]) -> list[Node]:
+    """The nodes behind a tensor, each once."""
+    found: dict[int, Node] = {}
+    pending = [tensor]
+    while pending:
+        node = makers.get(pending.pop().name)
+        if node is not None and id(node) not in found:
+            found[id(node)] = node
+            pending += node.inputs
+    return list(found.values())
+
+
+def _weight_behind(tensor: gs.Tensor, makers: dict[str, Node]) -> int:
+    """Bytes of the initializers that a tensor is computed from."""
+    return sum(
+        math.prod(t.shape) * (kind.itemsize if (kind := g.dtype(t)) else 1)
+        for node in _ancestors(tensor, makers)
+        for t in node.inputs
+        if g.is_constant(t)
+    )
+
+
+def _computed(
+    graph: Graph, tensors: list[gs.Tensor], makers: dict[str, Node]
+) -> dict[str, g.Array]:
+    nodes = {id(n): n for tensor in tensors for n in _ancestors(tensor, makers)}
+    copies: dict[str, gs.Tensor] = {}
+
+    def copied(tensor: gs.Tensor) -> gs.Tensor:
+        return copies.setdefault(tensor.name, tensor.copy()) if tensor.name else tensor.copy()
+
     lone = gs.Graph(
-        [gs.Node(node.op, node.name, dict(node.attrs),
-                 [t.copy() for t in node.inputs], [gs.Variable(old.name)])],
-        [], [gs.Variable(old.name)], opset=graph.opset,
+        [
+            gs.Node(
+                n.op, n.name, dict(n.attrs), [copied(t) for t in n.inputs],
+                [copied(t) for t in n.outputs],
+            )
+            for n in nodes.values()
+        ],
+        [], [copies[t.name] for t in tensors], opset=graph.opset,
     )  # fmt: skip
-    lone.outputs = [lone.nodes[0].outputs[0]]
-    model = gs.export_onnx(lone, do_type_check=False)
-    model.ir_version = g.minimum_ir_version(graph.opset)
-    folded = Session(model, optimize=False).run({})[old.name]
-    new = gs.Constant(old.name, folded)
-    _replace_everywhere(old, new)
-    node.outputs.clear()
-    node.inputs.clear()
-    graph.nodes.remove(node)
-    return True
+    g.sort(lone)
+    model, weights = g.to_proto_without_weights(lone)
+    for output in model.graph.output:  # the runtime infers them
+        output.ClearField("type")
+    return Session(model, optimize=False, initializers=weights).run({})

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import onnx_graphsurgeon as gs
 
@@ -23,7 +24,7 @@ from onnxq.graph import Graph, Node
 from onnxq.pipeline import Context, NodePlan, Pass
 from onnxq.target import Form, OpRule
 
-HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "LSTM", "GRU", "RNN")
+HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", *g.RECURRENT)
 MOVERS = (
     "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad",
     "MaxPool", "Expand", "DepthToSpace", "SpaceToDepth", "Identity",
@@ -31,7 +32,9 @@ MOVERS = (
 SHORTEST_ROW = 16
 SHORT_ROWS = f"rows of fewer than {SHORTEST_ROW}: a scale for each would cost what it saves"
 FLOAT_INPUTS = "its inputs are float: quantizing them would cost more than it saves"
+HIDDEN = "in a body inside a Scan, where its activations cannot be observed"
 CONSTANT_OPERAND = "one operand is constant: its rounding would cost accuracy"
+_Body: TypeAlias = tuple[Graph, bool]
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,14 @@ class Assign(Pass):
             return 0
         include = Selector((*self.include, *ctx.include), graph)
         exclude = Selector((*self.exclude, *ctx.exclude), graph)
-        planner = _Planner(graph, ctx, self.form, include, exclude)
-        planner.run()
-        done = len(ctx.plan.quantized(graph))
+        for body, hidden in _bodies(graph):
+            _Planner(body, ctx, self.form, include, exclude, hidden).run()
+        done = len(ctx.plan.quantized(g.walk(graph)))
         if not done:
             heavy = [
-                ctx.plan[n.name].reason for n in graph.nodes if n.op in HEAVY and n.name in ctx.plan
+                ctx.plan[n.name].reason
+                for n in g.walk(graph)
+                if n.op in HEAVY and n.name in ctx.plan
             ]
             reasons = list(dict.fromkeys(reason for reason in heavy if reason))
             other = "; try --preset int8-static" if self.form == "dynamic" else ""
@@ -101,10 +106,27 @@ def _matches(pattern: str, node: Node) -> bool:
     return fnmatchcase(node.name, pattern) or fnmatchcase(node.op, pattern)
 
 
+def _bodies(graph: Graph, in_scan: bool = False, hidden: bool = False) -> Iterator[_Body]:
+    """The graph and its bodies, and whether one is inside the body of a Scan: out of sight."""
+    yield graph, hidden
+    for node in graph.nodes:
+        for body in g.bodies(node):
+            yield from _bodies(body, node.op == "Scan", hidden or in_scan)
+
+
 class _Planner:
+    """Plans one graph; a body by itself, for codes do not cross its border."""
+
     def __init__(
-        self, graph: Graph, ctx: Context, form: Form, include: Selector, exclude: Selector
+        self,
+        graph: Graph,
+        ctx: Context,
+        form: Form,
+        include: Selector,
+        exclude: Selector,
+        hidden: bool,
     ) -> None:
+        self.hidden = hidden
         self.graph, self.ctx, self.form = graph, ctx, form
         self.include, self.exclude = include, exclude
         self.coded: set[str] = set()  # tensors that are handed on as codes
@@ -136,10 +158,12 @@ class _Planner:
             why = self._refusal(node)
             return NodePlan(reason=why) if why else None
         view = g.weight_view(node)
+        if node.op == "Gather" and math.prod(node.inputs[0].shape[1:]) < SHORTEST_ROW:
+            return NodePlan(reason=SHORT_ROWS)
         if rule.activation is None:  # weights alone, as in an embedding table
-            if view is not None and math.prod(view.tensor.shape[1:]) < SHORTEST_ROW:
-                return NodePlan(reason=SHORT_ROWS)
             return NodePlan(weight=rule.weight, rule=rule)
+        if node.op in g.RECURRENT:  # its kernel quantizes activations as they come
+            return NodePlan(weight=rule.weight, activation=rule.activation, rule=rule)
         slots = (0,) if view else (0, 1)
         fused = self._fused(node, rule)
         hands_on_codes = rule.output == "quantized" or (
@@ -179,7 +203,7 @@ class _Planner:
         if node.op == "Pad" and (
             node.attrs.get("mode", "constant") != "constant"
             or (len(node.inputs) > 2 and node.inputs[2].name
-                and not (g.is_constant(node.inputs[2]) and not node.inputs[2].values.any()))
+                and not (g.is_constant(node.inputs[2]) and not g.values(node.inputs[2]).any()))
         ):  # fmt: skip
             return None
         rule = self.ctx.target.rule(node, self.form)
@@ -194,6 +218,8 @@ class _Planner:
         if self.exclude(node) or (self.include and node.op in HEAVY and not self.include(node)):
             return None
         rule = self.ctx.target.rule(node, self.form)
+        if rule is not None and self._unseen(rule, node):
+            return None
         if rule is None or node.op not in HEAVY:
             return rule
         has_weight = g.weight_view(node) is not None
@@ -208,9 +234,22 @@ class _Planner:
             return "not among the included"
         if node.op == "Gather" and g.weight_view(node) is None:
             return ""
-        if self.form == "dynamic" and node.op == "MatMul" and g.weight_view(node) is None:
-            return "a product of two activations: dynamic quantization needs a constant weight"
+        rule = self.ctx.target.rule(node, self.form)
+        if rule is not None and self._unseen(rule, node):
+            return HIDDEN
+        if node.op in g.RECURRENT and g.weight_view(node) is None:
+            return "its weights are computed, not constant"
+        if node.op == "MatMul" and g.weight_view(node) is None:
+            if any(g.is_constant(t) for t in node.inputs):
+                return "its constant operand is the left one, or a vector"
+            if self.form == "dynamic":
+                return "a product of two activations: dynamic quantization needs a constant weight"
         return self.ctx.target.why_float(node, self.form)
+
+    def _unseen(self, rule: OpRule, node: Node) -> bool:
+        """Whether a rule wants ranges of activations that cannot be observed."""
+        own = node.op in g.RECURRENT or rule.activation is None
+        return self.hidden and self.form == "static" and not own
 
     def _fused(self, node: Node, rule: OpRule) -> Node | None:
         reader = g.sole_consumer(self.graph, node.outputs[0])
@@ -246,16 +285,16 @@ def _fork_shared_weights(graph: Graph, ctx: Context) -> None:
     """A weight that several nodes read in different ways becomes one initializer per way."""
     namer = g.Namer(graph)
     ways: dict[str, dict[object, gs.Constant]] = {}
-    for node, plan in ctx.plan.quantized(graph):
-        view = g.weight_view(node)
-        if view is None or plan.weight is None:
+    for node, plan in ctx.plan.quantized(g.walk(graph)):
+        if plan.weight is None:
             continue
-        rule = plan.rule
-        way = (view.axis, node.op == "Gather", view.groups, plan.weight, rule and rule.pair_limit)
-        known = ways.setdefault(view.tensor.name, {})
-        if known and way not in known:
-            fork = g.renamed(view.tensor, namer(f"{view.tensor.name}_fork"))
-            node.inputs[view.slot] = known[way] = fork
-        else:
-            known.setdefault(way, view.tensor)
-            node.inputs[view.slot] = known[way]
+        limit = plan.rule.pair_limit if plan.rule else None
+        for view in g.weight_views(node):
+            way = (node.op, view.axis, view.groups, plan.weight, limit)
+            known = ways.setdefault(view.tensor.name, {})
+            if known and way not in known:
+                fork = g.renamed(view.tensor, namer(f"{view.tensor.name}_fork"))
+                node.inputs[view.slot] = known[way] = fork
+            else:
+                known.setdefault(way, view.tensor)
+                node.inputs[view.slot] = known[way]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnxq.passes.solve.assign import MOVERS
 from onnxq.passes.solve.trained import trained_draws
 
+from onnxq import graph as g
 from onnxq.graph import Graph
 from onnxq.observe import Extremes, Histogram, HistogramResult, MinMax, Observer
 from onnxq.pipeline import Context, Pass
@@ -78,7 +79,7 @@ def histogram_of(draws: NDArray[np.float32]) -> HistogramResult:
 def activation_types(graph: Graph, ctx: Context) -> dict[str, QType]:
     """Every tensor that the plan quantizes, with its format."""
     types: dict[str, QType] = {}
-    for node, plan in ctx.plan.quantized(graph):
+    for node, plan in ctx.plan.quantized(g.walk(graph)):
         if plan.activation is None:
             continue
         tensors = [node.inputs[slot] for slot in plan.inputs]
@@ -89,7 +90,7 @@ def activation_types(graph: Graph, ctx: Context) -> dict[str, QType]:
 
 def _share_along_movers(graph: Graph, ctx: Context) -> None:
     """What only moves values keeps their scale, so that the runtime moves codes."""
-    for node, plan in ctx.plan.quantized(graph):
+    for node, plan in ctx.plan.quantized(g.walk(graph)):
         if node.op in MOVERS and plan.output:
             source = ctx.activations[node.inputs[0].name]
             for tensor in node.outputs:

@@ -9,6 +9,7 @@ the bias, so that the coarser weights change nothing one could measure.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -32,34 +33,40 @@ class QuantizeBias(Pass):
     analysis: ClassVar[bool] = True
 
     def apply(self, graph: Graph, ctx: Context) -> int:
-        made = 0
-        for node, plan in ctx.plan.quantized(graph):
-            key = bias_key(node)
-            if (
-                not plan.inputs
-                or key is None
-                or key in ctx.weights
-                or not node.attrs.get("beta", 1)
-            ):
-                continue
-            weight = ctx.weights.get(node.inputs[1].name)
-            if weight is None or weight.scale.ndim > 1:
-                continue
-            bias = np.asarray(node.inputs[2].values, np.float64)
-            bias = np.broadcast_to(bias, len(weight.codes))  # Gemm's may be one value for all
-            unit = float(ctx.activations[node.inputs[0].name].scale) * weight.scale.astype(float)
-            if node.op == "Gemm":
-                unit = unit * node.attrs.get("alpha", 1.0) / node.attrs.get("beta", 1.0)
-            widening = np.maximum(np.abs(bias) / unit / LIMIT, 1)
+        biased = [
+            (node, key)
+            for node, plan in ctx.plan.quantized(g.walk(graph))
+            if plan.inputs and (key := bias_key(node)) and key not in ctx.weights
+            if node.inputs[1].name in ctx.weights and node.attrs.get("beta", 1)
+            if ctx.weights[node.inputs[1].name].scale.ndim < 2
+        ]
+        for node, _ in biased:  # every reader of a shared weight has its say first
+            weight = ctx.weights[node.inputs[1].name]
+            widening = np.abs(_real(node, weight)) / np.abs(_unit(node, weight, ctx)) / LIMIT
             if widening.max(initial=1) > 1:
-                ctx.weights[node.inputs[1].name] = widen(weight, widening)
-                unit = unit * (widening if weight.scale.ndim else widening.max())
-            codes = np.rint(bias / unit)
-            unit32 = np.broadcast_to(np.asarray(unit, np.float32), bias.shape)
+                ctx.weights[node.inputs[1].name] = widen(weight, np.maximum(widening, 1))
+        for node, key in biased:
+            weight = ctx.weights[node.inputs[1].name]
+            bias = _real(node, weight)
+            unit = np.broadcast_to(_unit(node, weight, ctx), bias.shape)
+            codes = np.rint(bias / unit).astype(np.int32)[:, None]
             zero = np.zeros(bias.shape, np.int32)
-            ctx.weights[key] = QTensor(codes.astype(np.int32)[:, None], unit32, zero, _INT32)
-            made += 1
-        return made
+            ctx.weights[key] = QTensor(codes, unit.astype(np.float32), zero, _INT32)
+        return len(biased)
+
+
+def _real(node: g.Node, weight: QTensor) -> NDArray[np.float64]:
+    """b (out,); a Gemm's may be one value for all."""
+    bias = np.asarray(g.values(node.inputs[2]), np.float64).reshape(-1)
+    return np.broadcast_to(bias, len(weight.codes))
+
+
+def _unit(node: g.Node, weight: QTensor, ctx: Context) -> NDArray[np.float64]:
+    """s_x · s_w, () or (out,), in the unit of what the kernel adds the bias to."""
+    unit = float(ctx.activations[node.inputs[0].name].scale) * weight.scale.astype(np.float64)
+    if node.op == "Gemm":
+        unit = unit * node.attrs.get("alpha", 1.0) / node.attrs.get("beta", 1.0)
+    return np.asarray(unit)
 
 
 def widen(weight: QTensor, factors: NDArray[np.float64]) -> QTensor:
@@ -79,6 +86,6 @@ def bias_key(node: g.Node) -> str | None:
     """Where a node's bias codes are kept. Two nodes may share a bias and not its scale."""
     if node.op not in ("Conv", "Gemm") or len(node.inputs) < 3 or not node.inputs[2].name:
         return None
-    if not g.is_constant(node.inputs[2]) or np.asarray(node.inputs[2].values).ndim > 1:
+    if not g.is_constant(node.inputs[2]) or math.prod(node.inputs[2].shape[:-1]) != 1:
         return None
     return f"{node.name}#bias"

@@ -56,30 +56,37 @@ class RoundToNearest(Pass):
         if ctx.samples is None:
             return {}
         return {
-            f"{node.inputs[0].name}#moments{axis}": Moments(axis)
-            for node, plan in ctx.plan.quantized(graph)
+            key: Moments(g.input_channel_axis(node))
+            for node, plan in ctx.plan.quantized(g.walk(graph))
             if plan.weight and plan.activation
-            for axis in (g.input_channel_axis(node),)
+            for view in g.weight_views(node)
+            if (key := _moments_key(view)) is not None
         }
 
     def apply(self, graph: Graph, ctx: Context) -> int:
         made = 0
-        for node, plan in ctx.plan.quantized(graph):
-            view = g.weight_view(node)
-            if view is None or plan.weight is None or view.tensor.name in ctx.weights:
-                continue
-            weight = view.matrix()
-            limit = plan.rule.pair_limit if plan.rule else None
-            key = f"{node.inputs[0].name}#moments{g.input_channel_axis(node)}"
-            moments = None
-            if key in ctx.stats:
-                moments = trained_moments(graph, ctx, node.inputs[0].name) or ctx.stats[key]
-                moments = ChannelMoments(*(view.column_statistic(a) for a in moments))
-            ctx.weights[view.tensor.name] = round_to_nearest(
-                weight, plan.weight, pair_limit=limit, moments=moments
-            )
-            made += 1
+        for node, plan in ctx.plan.quantized(g.walk(graph)):
+            for view in g.weight_views(node):
+                if plan.weight is None or view.tensor.name in ctx.weights:
+                    continue
+                limit = plan.rule.pair_limit if plan.rule else None
+                key, moments = _moments_key(view), None
+                if key is not None and key in ctx.stats and ctx.stats[key].mean.size:
+                    moments = trained_moments(graph, ctx, node.inputs[0].name) or ctx.stats[key]
+                    moments = ChannelMoments(*(view.column_statistic(a) for a in moments))
+                ctx.weights[view.tensor.name] = round_to_nearest(
+                    view.matrix(), plan.weight, pair_limit=limit, moments=moments
+                )
+                made += 1
         return made
+
+
+def _moments_key(view: g.WeightView) -> str | None:
+    """Where the moments of what a weight's columns are multiplied with are kept."""
+    if view.input_slot is None:
+        return None
+    x = view.node.inputs[view.input_slot]
+    return f"{x.name}#moments{g.input_channel_axis(view.node)}"
 
 
 def round_to_nearest(

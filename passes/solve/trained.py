@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.graph import Graph, clip_bounds, producer
+from onnxq.graph import Graph, clip_bounds, producer, tensors
 from onnxq.observe import ChannelMoments
 from onnxq.pipeline import Context
 
@@ -24,7 +24,9 @@ def trained_draws(graph: Graph, ctx: Context, name: str) -> NDArray[np.float32] 
     """
     if ctx.samples is None or not ctx.samples.synthesised:
         return None
-    tensor = graph.tensors()[name]
+    if not ctx.batch_statistics:
+        return None
+    tensor = tensors(graph)[name]
     maker = producer(tensor)
     low, high = -np.inf, np.inf
     if maker is not None and (bounds := clip_bounds(maker)) is not None:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from graphs import Array, Case, attention, matmul, moves, normal, pipeline, run, samples_of, sqnr
+from awkward import Case, attention, matmul, moves
+from graphs import Array, normal, pipeline, run, samples_of, sqnr
 from onnxq.passes.solve.calibrate import (
     CANDIDATES,
     Calibrate,

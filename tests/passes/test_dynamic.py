@@ -3,27 +3,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import (
-    ZOO,
-    attention,
-    feeds_of,
-    fused,
-    gemm,
-    matmul,
-    model,
-    normal,
-    ops,
-    pipeline,
-    run,
-    sqnr,
-)
+from awkward import NOT_IN_REFERENCE, ZOO, attention, gemm, matmul
+from graphs import feeds_of, fused, model, normal, ops, pipeline, run, sqnr
 from onnx.reference import ReferenceEvaluator
 
 from onnxq import graph as g
 from onnxq.target import load_target
 
-MODELS = [n for n in ZOO if n not in
-          ("conv_bn_relu6", "residual", "shared_weights", "inner_output")]  # fmt: skip
+MODELS = [n for n in ZOO if n not in NOT_IN_REFERENCE and "int8-dynamic" not in ZOO[n]().refused]
 
 
 @pytest.mark.parametrize("name", MODELS)

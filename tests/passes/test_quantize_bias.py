@@ -1,7 +1,8 @@
 import numpy as np
 import onnx
 import pytest
-from graphs import ZOO, Array, Case, feeds_of, model, normal, ops, pipeline, run, sqnr
+from awkward import ZOO, Case
+from graphs import Array, feeds_of, model, normal, ops, pipeline, run, sqnr
 
 from onnxq import graph as g
 from onnxq.pipeline import Result

@@ -1,0 +1,91 @@
+"""Large arrays wait on disk until somebody reads them: a weight is in memory while it is worked on.
+
+The files are temporary; each goes when nothing refers to it any more, all of them with the process.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Iterator, MutableMapping
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxq.errors import OnnxqError
+from onnxq.qtype import QTensor
+from onnxq.storage import ExternalValues
+
+Array = NDArray[Any]
+LARGE = 1 << 22  # bytes; what is smaller stays in memory
+
+_numbers = count()
+_folder: tempfile.TemporaryDirectory[str] | None = None
+
+
+def spooled(name: str, values: Array) -> ExternalValues:
+    """A tensor's values, written to disk. Raises OnnxqError when the disk is full."""
+    global _folder
+    if _folder is None:
+        _folder = tempfile.TemporaryDirectory(prefix="onnxq-")
+    path = Path(_folder.name) / f"{next(_numbers)}.bin"
+    try:
+        np.ascontiguousarray(values).tofile(path)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise OnnxqError(
+            f"no room for {values.nbytes >> 20} MiB in {_folder.name!r} ({error}); set TMPDIR to a "
+            "folder with more"
+        ) from None
+    proto = onnx.TensorProto(
+        name=name,
+        dims=values.shape,
+        data_type=onnx.helper.np_dtype_to_tensor_dtype(values.dtype),
+        data_location=onnx.TensorProto.EXTERNAL,
+    )
+    for key, value in (("location", path.name), ("offset", 0), ("length", values.nbytes)):
+        proto.external_data.add(key=key, value=str(value))
+    lazy = ExternalValues(proto, path.parent)
+    lazy.owner = _Owner(path)  # which copies of the values share
+    return lazy
+
+
+class _Owner:
+    """Removes a file when the last that refers to it is gone."""
+
+    def __init__(self, path: Path) -> None:
+        weakref.finalize(self, path.unlink, missing_ok=True)
+
+
+class Weights(MutableMapping[str, QTensor]):
+    """Quantized weights by name; the codes of large ones on disk, read anew by each `[name]`."""
+
+    def __init__(self) -> None:
+        self._small: dict[str, QTensor] = {}
+        self._codes: dict[str, ExternalValues] = {}
+
+    def __setitem__(self, name: str, q: QTensor) -> None:
+        self._codes.pop(name, None)
+        if q.codes.nbytes >= LARGE and q.codes.dtype.kind in "iu":
+            self._codes[name] = spooled(name, q.codes)
+            q = replace(q, codes=np.empty(0, q.codes.dtype))
+        self._small[name] = q
+
+    def __getitem__(self, name: str) -> QTensor:
+        q = self._small[name]
+        return replace(q, codes=self._codes[name].read()) if name in self._codes else q
+
+    def __delitem__(self, name: str) -> None:
+        del self._small[name]
+        self._codes.pop(name, None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._small)
+
+    def __len__(self) -> int:
+        return len(self._small)

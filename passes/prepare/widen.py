@@ -1,0 +1,178 @@
+"""Compute in float32, the type that integer kernels take their scales in.
+
+float16 and bfloat16 are subsets of float32, so a model of either type means the same when it is
+computed in float32, but for roundings that it is spared. All of it changes; only the model's own
+inputs and outputs keep their types, behind a Cast, and so does what a custom operator reads and
+makes. A model in float64 may need its precision elsewhere: there only layers with weights change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxq import graph as g
+from onnxq.graph import Graph, Node
+from onnxq.pipeline import Context, Pass
+
+_NARROW = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+_NARROW_CODES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+_FLOAT = int(onnx.TensorProto.FLOAT)
+_KNOWN_DOMAINS = ("com.microsoft", "ai.onnx.ml")  # their operators take float32 as well
+
+
+@dataclass(frozen=True)
+class Widen(Pass):
+    """float16 and bfloat16 to float32 inside the model; float64 around layers with weights."""
+
+    name: ClassVar[str] = "widen"
+
+    def apply(self, graph: Graph, ctx: Context) -> int:
+        maker, changes = g.Maker(graph), 0
+        bodies = list(g.subgraphs(graph))
+        for body in bodies:
+            changes += _custom_operators(body, maker)
+        changes += _inputs(graph, maker) + _outputs(graph, maker)
+        kept = {id(t) for t in (*graph.inputs, *graph.outputs)} | _custom_tensors(bodies)
+        for body in bodies:
+            changes += _types(body, kept)
+        for body in bodies:
+            for node in list(body.nodes):
+                changes += _layer_in_double(body, node, maker)
+        if changes:
+            g.tidy(graph)
+        return changes
+
+
+def _is_narrow(tensor: gs.Tensor) -> bool:
+    return g.dtype(tensor) in _NARROW
+
+
+def _cast(body: Graph, x: gs.Tensor, to: int, maker: g.Maker) -> gs.Variable:
+    out = maker.emit(body, "Cast", [x], x.name, to=to)
+    out.dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(to))
+    return out
+
+
+def _code(tensor: gs.Tensor) -> int:
+    kind = g.dtype(tensor)
+    assert kind is not None
+    return int(onnx.helper.np_dtype_to_tensor_dtype(kind))
+
+
+def _is_custom(node: Node) -> bool:
+    return not g.is_standard(node) and node.domain not in _KNOWN_DOMAINS
+
+
+def _is_cast(node: Node | None) -> bool:
+    return node is not None and node.op == "Cast"
+
+
+def _custom_tensors(bodies: list[Graph]) -> set[int]:
+    """What custom operators read and make, which keeps its type."""
+    return {
+        id(t) for body in bodies for node in body.nodes if _is_custom(node)
+        for t in (*node.inputs, *node.outputs)
+    }  # fmt: skip
+
+
+def _custom_operators(body: Graph, maker: g.Maker) -> int:
+    """A Cast before each narrow input of a custom operator, and one after each narrow output."""
+    changes = 0
+    for node in [n for n in body.nodes if _is_custom(n)]:
+        for slot, tensor in enumerate(node.inputs):
+            if tensor.name and _is_narrow(tensor) and not _is_cast(g.producer(tensor)):
+                node.inputs[slot] = _cast(body, tensor, _code(tensor), maker)
+                changes += 1
+        for tensor in node.outputs:
+            readers = [r for r in tensor.outputs if not _is_cast(r) and not _is_custom(r)]
+            if _is_narrow(tensor) and readers:
+                wide = _cast(body, tensor, _FLOAT, maker)
+                for reader in readers:
+                    g.replace_input(reader, tensor, wide)
+                changes += 1
+    return changes
+
+
+def _inputs(graph: Graph, maker: g.Maker) -> int:
+    changes = 0
+    for tensor in graph.inputs:
+        readers = [r for r in tensor.outputs if not _is_cast(r)]
+        if _is_narrow(tensor) and readers:
+            wide = _cast(graph, tensor, _FLOAT, maker)
+            for reader in readers:
+                g.replace_input(reader, tensor, wide)
+            changes += 1
+    return changes
+
+
+def _outputs(graph: Graph, maker: g.Maker) -> int:
+    """Every narrow output of the model comes out of a Cast that is there for it alone."""
+    changes = 0
+    for tensor in graph.outputs:
+        node = g.producer(tensor)
+        if not _is_narrow(tensor) or node is None or (_is_cast(node) and not tensor.outputs):
+            continue
+        wide = gs.Variable(maker.name(f"{tensor.name}_wide"), dtype=tensor.dtype)
+        node.outputs[node.outputs.index(tensor)] = wide
+        for reader in list(tensor.outputs):
+            g.replace_input(reader, tensor, wide)
+        name = maker.name(f"{tensor.name}_Cast")
+        graph.nodes.append(gs.Node("Cast", name, {"to": _code(tensor)}, [wide], [tensor]))
+        changes += 1
+    return changes
+
+
+def _types(body: Graph, kept: set[int]) -> int:
+    """Constants, declared types and the attributes that name a type."""
+    changes = 0
+    for tensor in (*body.tensors().values(), *body.inputs, *body.outputs):
+        if id(tensor) not in kept and _is_narrow(tensor):
+            changes += 1
+            if g.is_constant(tensor):
+                _make_wide(tensor)
+            else:
+                tensor.dtype = np.dtype(np.float32)
+    for node in body.nodes:
+        if _is_custom(node) or any(id(t) in kept for t in node.outputs):
+            continue
+        for key, value in node.attrs.items():
+            if key in ("to", "dtype") and value in _NARROW_CODES:
+                node.attrs[key] = _FLOAT
+                changes += 1
+            elif g.is_constant(value) and _is_narrow(value):
+                _make_wide(value)
+                changes += 1
+    return changes
+
+
+def _make_wide(tensor: gs.Constant) -> None:
+    g.set_values(tensor, g.values(tensor).astype(np.float32))
+
+
+def _layer_in_double(body: Graph, node: Node, maker: g.Maker) -> int:
+    """A layer with float64 weights, but an embedding, becomes float32 between Casts."""
+    double = np.dtype(np.float64)
+    views = g.weight_views(node)
+    if node.op == "Gather" or not any(g.dtype(view.tensor) == double for view in views):
+        return 0
+    for slot, tensor in enumerate(node.inputs):
+        if g.is_constant(tensor) and g.dtype(tensor) == double:
+            values = g.values(tensor).astype(np.float32)
+            node.inputs[slot] = maker.constant(f"{tensor.name}_float32", values)
+        elif slot == 4 and node.op in g.RECURRENT:
+            continue  # lengths, which are integers
+        elif tensor.name and g.dtype(tensor) in (double, None) and not g.is_constant(tensor):
+            node.inputs[slot] = _cast(body, tensor, _FLOAT, maker)
+    for slot, tensor in enumerate(node.outputs):
+        if tensor.name:
+            single = gs.Variable(maker.name(f"{tensor.name}_float32"), dtype=np.dtype(np.float32))
+            node.outputs[slot] = single
+            name, to = maker.name(f"{tensor.name}_Cast"), {"to": int(onnx.TensorProto.DOUBLE)}
+            body.nodes.append(gs.Node("Cast", name, to, [single], [tensor]))
+    return 1
