@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import onnx
@@ -26,9 +26,11 @@ from onnxq.pipeline import Pipeline, Progress, Result
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.report import LayerRecord, Report
 from onnxq.runtime import Session
-from onnxq.samples import Feed, Preprocessing, Samples
+from onnxq.runtime import custom_ops as registered
+from onnxq.samples import Feed, Preprocessing, Samples, input_specs
 from onnxq.sampling import MADE_UP, Sampling
-from onnxq.storage import file_hash, load_proto, model_size
+from onnxq.scratch import scratch
+from onnxq.storage import data_files, data_paths, file_hash, load_proto, model_size
 from onnxq.synthesize import synthesize
 from onnxq.target import Target, cpu_flags, load_target
 
@@ -37,8 +39,23 @@ LAYER_SAMPLES = 2  # every layer is run apart on each of them
 SYNTHETIC_SAMPLES = 32
 
 Source = Any  # a path, "module:function", a dict of arrays, a list of feeds, an iterable, None
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
+def _with_custom_ops(function: Callable[P, R]) -> Callable[P, R]:
+    """Its keyword `custom_ops` lists libraries that every session it makes will know."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        libraries: Any = kwargs.get("custom_ops", ())
+        with registered(libraries):
+            return function(*args, **kwargs)
+
+    return run
+
+
+@_with_custom_ops
 def quantize(
     model: str | Path,
     preset: str = "int8-static",
@@ -58,6 +75,7 @@ def quantize(
     threads: int | None = None,
     check: bool = True,
     write: bool = True,
+    custom_ops: Sequence[str | Path] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> Result:
     """Quantize a model, run the result beside the original, and write it if it holds.
@@ -68,7 +86,7 @@ def quantize(
     the pairs that their names tell; samples may leave such inputs out.
     `limit` is how many of them calibrate. `output` defaults to `<model>.<preset>.onnx` beside the
     model. `check=False` leaves the verification out, and the report says so. `write=False` writes
-    no file.
+    no file. `custom_ops` are libraries of operators that the model uses beside the runtime's own.
 
     Raises OnnxqError, with nothing written, for bad input and for a result that does not hold.
     """
@@ -81,6 +99,8 @@ def quantize(
     _check_paths(path, place)
     original = g.load(path)
     model_proto = load_proto(path)
+    _check_inputs(model_proto)
+    _check_weights(original)
     report = Report(
         model=str(path),
         output=str(place) if write else "",
@@ -107,8 +127,8 @@ def quantize(
     )
     record_layers(result, report)
     if check:
-        with tempfile.TemporaryDirectory(prefix="onnxq-") as scratch:
-            staged = Path(scratch) / "model.onnx"
+        with scratch() as folder:
+            staged = folder / "model.onnx"
             result.save(staged)
             _verify(original, result, staged, unseen, report, threads, progress)
     _finish(result, place, report, write)
@@ -116,16 +136,49 @@ def quantize(
 
 
 def _check_paths(model: Path, output: Path) -> None:
-    if not model.is_file():
+    folder = output.absolute().parent
+    if not model.exists():
         raise OnnxqError(f"there is no model {str(model)!r}")
-    if output.exists() and output.samefile(model):
-        raise OnnxqError("the output would replace the input; choose another --output")
     if output.is_dir():
         raise OnnxqError(f"the output {str(output)!r} is a folder; name a file")
-    if not output.absolute().parent.is_dir():
-        raise OnnxqError(f"there is no folder {str(output.absolute().parent)!r} to write to")
-    if not os.access(output.absolute().parent, os.W_OK):
-        raise OnnxqError(f"the folder {str(output.absolute().parent)!r} cannot be written to")
+    if not folder.is_dir():
+        raise OnnxqError(f"there is no folder {str(folder)!r} to write to; make it first")
+    if not os.access(folder, os.W_OK):
+        raise OnnxqError(f"the folder {str(folder)!r} cannot be written to")
+    if output.exists() and output.samefile(model):
+        raise OnnxqError("the output would replace the input; choose another --output")
+    inputs = data_paths(model)
+    replaced = [place for place in (output, *data_files(output)) if place.exists()]
+    if any(place.samefile(data) for place in replaced for data in inputs):
+        raise OnnxqError("the output would replace the input's data; choose another --output")
+
+
+def _check_inputs(model: onnx.ModelProto) -> None:
+    if not input_specs(model):
+        raise OnnxqError("the model has no inputs: its answer is a constant, which no sample moves")
+
+
+def _check_weights(graph: g.Graph) -> None:
+    """That no weight is NaN or infinite: no scale could hold it. A mask elsewhere may be."""
+    for node in g.walk(graph):
+        if node.op not in HEAVY or not g.is_standard(node):
+            continue
+        for tensor in node.inputs:
+            maker = g.producer(tensor)
+            held = maker.attrs.get("value") if maker and maker.op == "Constant" else tensor
+            if not g.is_constant(held) or np.dtype(held.dtype).kind != "f":
+                continue
+            values = np.atleast_1d(g.values(held))
+            step = max(1, (1 << 22) * len(values) // max(1, values.size))  # rows at a time
+            for start in range(0, len(values), step):
+                wrong = np.argwhere(~np.isfinite(values[start : start + step]))
+                if len(wrong):
+                    at = (wrong[0] + [start, *[0] * (values.ndim - 1)]).tolist()
+                    label = node.name or node.outputs[0].name
+                    raise OnnxqError(
+                        f"weight {tensor.name!r} of node {label!r} ({node.op}) holds "
+                        f"{values[tuple(at)]} at {at}; weights must be finite: repair the model"
+                    )
 
 
 def _samples(
@@ -289,6 +342,7 @@ def _finish(result: Result, place: Path, report: Report, write: bool) -> None:
         report.warn("not verified: the model was neither run nor compared (--no-verify)")
 
 
+@_with_custom_ops
 def validate(
     reference: str | Path,
     quantized: str | Path,
@@ -301,6 +355,7 @@ def validate(
     target: str = "cpu",
     seed: int = 0,
     threads: int | None = None,
+    custom_ops: Sequence[str | Path] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
     """Compare a model with the float model it was made from: outputs, layers, sizes, latency.
@@ -317,6 +372,7 @@ def validate(
         environment=_environment(Path(reference), seed),
     )
     float_model = load_proto(reference)
+    _check_inputs(float_model)
     sampling = Sampling(Path(reference), float_model, preprocess, states, batch_size, seed, threads)
     if samples is None:
         given, kind = sampling.made_up(8)
@@ -360,7 +416,14 @@ def _existing(path: str | Path) -> Path:
     return Path(path)
 
 
-def inspect(model: str | Path, *, target: str = "cpu", form: str = "static") -> Report:
+@_with_custom_ops
+def inspect(
+    model: str | Path,
+    *,
+    target: str = "cpu",
+    form: str = "static",
+    custom_ops: Sequence[str | Path] = (),
+) -> Report:
     """What a model is made of and what a target could quantize of it, without changing it."""
     device = load_target(target)
     path = _existing(model)
@@ -385,6 +448,7 @@ def inspect(model: str | Path, *, target: str = "cpu", form: str = "static") -> 
     return report
 
 
+@_with_custom_ops
 def bench(
     models: Sequence[str | Path],
     *,
@@ -394,6 +458,7 @@ def bench(
     seconds: float = 5.0,
     runs: int = 200,
     threads: int | None = None,
+    custom_ops: Sequence[str | Path] = (),
 ) -> list[dict[str, Any]]:
     """Latency of several models in turns, and the peak memory of each in a process of its own.
 
@@ -401,6 +466,7 @@ def bench(
     """
     first = _existing(models[0])
     proto = load_proto(first)
+    _check_inputs(proto)
     sampling = Sampling(first, proto, preprocess, states, threads=threads)
     given = sampling.made_up(1)[0] if samples is None else sampling.given(samples, None)
     feed = next(iter(sampling.carry(given)))
@@ -412,7 +478,7 @@ def bench(
                 f"{', '.join(sessions[0].inputs)}; bench models that take the same inputs"
             )
     timed = verify.latency(sessions, feed, seconds=seconds * len(sessions), most=runs)
-    memory = [_peak_memory(Path(m), feed, threads) for m in models]
+    memory = [_peak_memory(Path(m), feed, threads, custom_ops) for m in models]
     return [
         {
             "model": str(model),
@@ -427,23 +493,30 @@ def bench(
     ]
 
 
-def _peak_memory(model: Path, feed: Feed, threads: int | None) -> float:
+def _peak_memory(
+    model: Path, feed: Feed, threads: int | None, libraries: Sequence[str | Path]
+) -> float:
     """MiB that loading and running a model adds to a fresh process's peak."""
     import subprocess
     import sys
 
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as scratch:
-        path = Path(scratch) / "feed.npz"
+    with scratch() as folder:
+        path = folder / "feed.npz"
         plain = {k: a.astype(str) if a.dtype.kind == "O" else a for k, a in feed.items()}
         np.savez(path, **plain)  # type: ignore[arg-type]
         code = (
-            "import sys, numpy as np; from onnxq.runtime import Session;"
-            "from onnxq.pipeline import peak_mb; feed = dict(np.load(sys.argv[2])); b = peak_mb();"
-            "s = Session(sys.argv[1], threads=int(sys.argv[3]) or None); s.run(feed);"
-            "print(peak_mb() - b)"
+            "import sys, numpy as np\n"
+            "from onnxq.pipeline import peak_mb\n"
+            "from onnxq.runtime import Session, custom_ops\n"
+            "model, feed, threads, *libraries = sys.argv[1:]\n"
+            "feed, before = dict(np.load(feed)), peak_mb()\n"
+            "with custom_ops(libraries):\n"
+            "    Session(model, threads=int(threads) or None).run(feed)\n"
+            "print(peak_mb() - before)"
         )
-        arguments = [sys.executable, "-P", "-c", code, str(model), str(path), str(threads or 0)]
-        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        arguments = [sys.executable, "-P", "-c", code, model, path, threads or 0, *libraries]
+        command = list(map(str, arguments))
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise OnnxqError(f"{str(model)!r} does not run in a process of its own: {last}")

@@ -23,28 +23,33 @@ if TYPE_CHECKING:
 
 
 class Command(TyperCommand):
-    """A command that ends with one line on stderr when it cannot do what it was asked."""
+    """A command that ends with one line on stderr when it cannot do what it was asked.
+
+    With `onnxq --debug COMMAND` a traceback stands before it.
+    """
 
     def invoke(self, ctx: Any) -> Any:
+        debug = bool(ctx.find_root().params.get("debug"))
         try:
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except OnnxqError as error:
-            raise _failed(str(error)) from None
+            raise _failed(str(error), debug) from None
         except KeyboardInterrupt:
             raise _stopped() from None
         except OSError as error:
             what = f"{error.strerror or error}: {error.filename or ''}"
-            raise _failed(what.rstrip(": ")) from None
+            raise _failed(what.rstrip(": "), debug) from None
+        except MemoryError:
+            raise _failed("there is not enough memory for this model", debug) from None
         except Exception as error:
             if isinstance(error.__context__, KeyboardInterrupt):  # hit a library while it loaded
                 raise _stopped() from None
-            if os.environ.get("ONNXQ_DEBUG") == "1":
-                raise
             raise _failed(
                 f"unexpected {type(error).__name__}: {error} (a fault of onnxq: please report it "
-                "with what ONNXQ_DEBUG=1 prints)"
+                "with what `onnxq --debug COMMAND` prints)",
+                debug,
             ) from None
 
 
@@ -60,7 +65,11 @@ def _stopped() -> typer.Exit:
     return typer.Exit(130)
 
 
-def _failed(message: str) -> typer.Exit:
+def _failed(message: str, debug: bool) -> typer.Exit:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
     typer.echo(f"onnxq: error: {' '.join(message.split())}", err=True)
     return typer.Exit(1)
 
@@ -104,6 +113,10 @@ def _root(
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Show where an error came from: onnxq --debug COMMAND ..."),
     ] = False,
 ) -> None: ...
 
@@ -175,6 +188,17 @@ TargetName = Annotated[
         ".toml file of your own.",
     ),
 ]
+CustomOps = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--custom-ops",
+        metavar="LIB",
+        rich_help_panel=RUN,
+        show_default=False,
+        help="A shared library of custom operators that the model uses; its code runs. Can be "
+        "repeated.",
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", rich_help_panel=OUT, help="Print JSON and nothing else on stdout."),
@@ -226,6 +250,7 @@ def quantize(
     batch_size: BatchSize = 1,
     seed: Seed = 0,
     threads: Threads = None,
+    custom_ops: CustomOps = None,
     no_verify: Annotated[
         bool,
         typer.Option(
@@ -315,6 +340,7 @@ def quantize(
             batch_size=batch_size,
             seed=seed,
             threads=threads,
+            custom_ops=custom_ops or (),
             check=not no_verify,
             progress=progress,
         )
@@ -337,6 +363,7 @@ def validate(
     ] = 64,
     batch_size: BatchSize = 1,
     threads: Threads = None,
+    custom_ops: CustomOps = None,
     target: TargetName = "cpu",
     report: ReportFile = None,
     json: Json = False,
@@ -357,6 +384,7 @@ def validate(
             batch_size=batch_size,
             target=target,
             threads=threads,
+            custom_ops=custom_ops or (),
             progress=progress,
         )
     _deliver(found, report, json, quiet)
@@ -373,6 +401,7 @@ def inspect(
             help="Ranges of activations calibrated on samples, or taken as they come.",
         ),
     ] = Form.static,
+    custom_ops: CustomOps = None,
     json: Json = False,
 ) -> None:
     """Say what a model is made of, what a target could quantize, and why not the rest."""
@@ -380,7 +409,7 @@ def inspect(
         from onnxq import api
 
         progress("inspect", 0, 1)
-        found = api.inspect(model, target=target, form=form.value)
+        found = api.inspect(model, target=target, form=form.value, custom_ops=custom_ops or ())
     if json:
         _print_json(found.to_json(), found.warnings)
         return
@@ -409,6 +438,7 @@ def bench(
         typer.Option(min=0.1, metavar="S", rich_help_panel=RUN, help="Time per model, at most."),
     ] = 5.0,
     threads: Threads = None,
+    custom_ops: CustomOps = None,
     json: Json = False,
 ) -> None:
     """Time models against each other, run by run in turns, and measure their peak memory."""
@@ -423,6 +453,7 @@ def bench(
             states=_pairs(state),
             seconds=seconds,
             threads=threads,
+            custom_ops=custom_ops or (),
         )
     if json:
         from json import dumps
@@ -475,11 +506,11 @@ def _list_targets() -> None:
 
 
 def _show_target(name: str) -> None:
-    from onnxq.target import detect, load_target, target_names, target_text
+    from onnxq.target import detect, load_target, target_text
 
     name = detect() if name == "auto" else name
-    if name not in target_names():
-        load_target(name)  # says what is wrong with the name, or reads the user's own file
+    if name.endswith(".toml"):
+        load_target(name)  # says what is wrong with it
         typer.echo(Path(name).read_text("utf-8"), nl=False)
         return
     typer.echo(target_text(name), nl=False)
@@ -627,12 +658,12 @@ def _check_report(path: Path | None, *models: Path | None) -> None:
 
 def _write(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
-    staged = path.with_name(f".onnxq-{os.getpid()}-{path.name}")
-    try:
+    from onnxq.scratch import scratch
+
+    with scratch(path.parent) as folder:
+        staged = folder / "report"
         staged.write_text(text, "utf-8")
         os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def load(source: str | Path | onnx.ModelProto) -> Graph:
             values = constant._values
             if isinstance(values, gs.ir.tensor.LazyValues) and values.tensor.external_data:
                 constant._values = ExternalValues(values.tensor, folder)
+                constant.data_location = None  # new values of the constant are in no file
     graph.__dict__[_CARRIED] = onnx.ModelProto(
         ir_version=model.ir_version,
         domain=model.domain,

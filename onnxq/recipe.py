@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
+from onnxq import toml
 from onnxq.errors import OnnxqError, suggest
 from onnxq.pipeline import Pass, Pipeline
 
@@ -31,10 +29,10 @@ class Recipe:
 
     @property
     def text(self) -> str:
-        blocks = [f"summary = {_toml(self.summary)}"]
+        blocks = [f"summary = {toml.dump(self.summary)}"]
         for step in self.passes:
             changed = {k: v for k, v in step.settings().items() if v != _default(step, k)}
-            rows = [f"{key} = {_toml(value)}" for key, value in changed.items()]
+            rows = [f"{key} = {toml.dump(value)}" for key, value in changed.items()]
             blocks.append("\n".join(["[[pass]]", f'name = "{step.name}"', *rows]))
         return "\n\n".join(blocks) + "\n"
 
@@ -45,10 +43,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     Raises OnnxqError for an unknown preset, pass or field, and for a value of the wrong type.
     """
     if name.endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
-            raise OnnxqError(f"there is no recipe file {name!r}")
-        return parse_recipe(path.stem, path.read_text("utf-8"), settings)
+        return parse_recipe(Path(name).stem, toml.read_text(Path(name), "recipe"), settings)
     return parse_recipe(name, preset_text(name), settings)
 
 
@@ -65,18 +60,20 @@ def preset_text(name: str) -> str:
 
 
 def parse_recipe(name: str, text: str, settings: Sequence[str] = ()) -> Recipe:
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise OnnxqError(f"recipe {name!r} is not valid TOML: {error}") from None
-    extra = set(data) - {"summary", "pass"}
-    if extra or not isinstance(data.get("pass"), list) or not data["pass"]:
-        wrong = f"unknown key {sorted(extra)[0]!r}" if extra else "no [[pass]] in it"
-        raise OnnxqError(f"recipe {name!r} has {wrong}; see `onnxq presets show int8-static`")
-    rows = [dict(row) for row in data["pass"]]
+    """A recipe from TOML. Raises OnnxqError as `load_recipe` does."""
+    where = f"recipe {name!r}"
+    data = toml.parse(text, where)
+    rows, summary = toml.tables(data, "pass", where), data.get("summary", "")
+    if extra := sorted(set(data) - {"summary", "pass"}):
+        raise OnnxqError(
+            f"{where} has the unknown key {extra[0]!r}; see `onnxq presets show int8-static`"
+        )
+    if not rows:
+        raise OnnxqError(f"{where} has no [[pass]] in it; see `onnxq presets show int8-static`")
     for setting in settings:
         _apply_setting(rows, setting)
-    return Recipe(name, data.get("summary", ""), tuple(_build(row) for row in rows))
+    summary = toml.coerce(summary, str, f"{where}: summary")
+    return Recipe(name, summary, tuple(_build(row) for row in rows))
 
 
 def pass_types() -> dict[str, metadata.EntryPoint]:
@@ -89,7 +86,13 @@ def load_pass(name: str) -> type[Pass]:
     known = pass_types()
     if name not in known:
         raise OnnxqError(f"there is no pass {name!r}{suggest(name, known)}")
-    kind = known[name].load()
+    try:
+        kind = known[name].load()
+    except Exception as error:  # of a package that is not ours
+        raise OnnxqError(
+            f"the pass {name!r} of {known[name].value!r} cannot be imported: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if not (isinstance(kind, type) and issubclass(kind, Pass)):
         raise OnnxqError(f"the entry point {name!r} is not an onnxq Pass")
     return kind
@@ -105,9 +108,11 @@ def _apply_setting(rows: list[dict[str, Any]], setting: str) -> None:
     if not matching:
         known = [str(row.get("name")) for row in rows]
         raise OnnxqError(f"the recipe has no pass {name!r}{suggest(name, known)}")
+    if field_name == "name":
+        raise OnnxqError(f"--set changes fields, and 'name' is none: {setting!r}")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = toml.parse(f"value = {value}", setting)["value"]
+    except OnnxqError:
         parsed = value  # a bare word is a string
     for row in matching:
         row[field_name] = parsed
@@ -118,48 +123,11 @@ def _build(row: dict[str, Any]) -> Pass:
     if not isinstance(name, str):
         raise OnnxqError("every [[pass]] of a recipe needs a name")
     kind = load_pass(name)
-    hints = typing.get_type_hints(kind)
-    known = {f.name for f in fields(kind)}
-    for key, value in row.items():
-        if key not in known:
-            raise OnnxqError(f"the pass {name!r} has no field {key!r}{suggest(key, known)}")
-        row[key] = _coerce(value, hints[key], f"{name}.{key}")
-    return kind(**row)
-
-
-def _coerce(value: Any, wanted: Any, where: str) -> Any:
-    """A TOML value as the type of a dataclass field."""
-    origin = get_origin(wanted)
-    if origin is Literal:
-        if value not in get_args(wanted):
-            choices = ", ".join(map(str, get_args(wanted)))
-            raise OnnxqError(f"{where} is one of {choices}; not {value!r}")
-        return value
-    if origin is tuple:
-        items = value if isinstance(value, list) else [value]
-        return tuple(_coerce(item, get_args(wanted)[0], where) for item in items)
-    if origin in (types.UnionType, typing.Union):
-        for option in get_args(wanted):
-            try:
-                return _coerce(value, option, where)
-            except OnnxqError:
-                continue
-    elif wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(wanted, type) and type(value) is wanted:
-        return value
-    raise OnnxqError(f"{where} wants {getattr(wanted, '__name__', wanted)}, not {value!r}")
+    try:
+        return kind(**toml.fill(kind, row, f"{name}."))
+    except (TypeError, ValueError) as error:  # a field without a default, or one it refuses
+        raise OnnxqError(f"the pass {name!r}: {error}") from None
 
 
 def _default(step: Pass, key: str) -> Any:
     return next(f.default for f in fields(step) if f.name == key)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return repr(value)

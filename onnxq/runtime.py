@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,72 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnxq.errors import OnnxqError
+from onnxq.scratch import scratch
 from onnxq.storage import save_proto
+from onnxq.tensors import initializers, is_external, read_in
 
 Array = NDArray[Any]
 _SERIALIZE_LIMIT = 1_800_000_000  # bytes; above it a model goes through a file
+_NO_KERNEL = re.compile(r"([\w.]+):(\w+)\(-?\d+\) is not a registered function/op")
+_NO_SCHEMA = re.compile(r"No Op registered for (\w+) with domain_version of (\d+)")
+
+_libraries: ContextVar[tuple[str, ...]] = ContextVar("libraries", default=())
+
+
+@contextmanager
+def custom_ops(libraries: Sequence[str | Path]) -> Iterator[None]:
+    """Every session that this thread makes inside the `with` knows these custom operators.
+
+    `libraries` are shared libraries that export `RegisterCustomOps`. Their code runs.
+    Raises OnnxqError for a file that is missing or is no such library.
+    """
+    paths = tuple(str(_checked_library(Path(library))) for library in libraries)
+    before = _libraries.set(_libraries.get() + paths)
+    try:
+        yield
+    finally:
+        _libraries.reset(before)
+
+
+def _checked_library(path: Path) -> Path:
+    if not path.is_file():
+        raise OnnxqError(f"there is no custom-operator library {str(path)!r}")
+    try:
+        ort.SessionOptions().register_custom_ops_library(str(path.absolute()))
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise OnnxqError(
+            f"{str(path)!r} is no custom-operator library that onnxruntime {ort.__version__} can "
+            f"load: {reason}"
+        ) from None
+    return path.absolute()
+
+
+def session_options() -> ort.SessionOptions:
+    """What every session of onnxq begins with: no log, and the custom operators at hand."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    for library in _libraries.get():
+        options.register_custom_ops_library(library)
+    return options
+
+
+def load_error(error: Exception) -> OnnxqError:
+    """What the runtime says of a model that it does not load, as one line that says what to do."""
+    text = " ".join(str(error).split())
+    if found := _NO_KERNEL.search(text):
+        domain, op = found.groups()
+        return OnnxqError(
+            f"onnxruntime has no operator {op} of the domain {domain!r}; give the library that has "
+            "it with --custom-ops (in Python: custom_ops=[...])"
+        )
+    if found := _NO_SCHEMA.search(text):
+        op, opset = found.groups()
+        return OnnxqError(
+            f"onnxruntime {ort.__version__} has no operator {op} in opset {opset}; export the "
+            "model again, or take a newer onnxruntime"
+        )
+    return OnnxqError(f"onnxruntime does not load the model: {text}")
 
 
 class Session:
@@ -39,9 +103,11 @@ class Session:
         missing = [p for p in providers if p not in ort.get_available_providers()]
         if missing:
             have = ", ".join(ort.get_available_providers())
-            raise OnnxqError(f"this onnxruntime has no {missing[0]}; it has {have}")
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
+            raise OnnxqError(
+                f"this onnxruntime has no {missing[0]}; it has {have}: install the package of "
+                "onnxruntime that has it, or choose another target"
+            )
+        options = session_options()
         options.intra_op_num_threads = threads or os.cpu_count() or 1
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = (
@@ -54,26 +120,42 @@ class Session:
         }
         if self._weights:
             options.add_external_initializers(list(self._weights), list(self._weights.values()))
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        try:
-            self.ort = ort.InferenceSession(self._source(model), options, providers=list(providers))
-        except Exception as error:
-            text = " ".join(str(error).split())
-            raise OnnxqError(f"onnxruntime does not load the model: {text}") from None
+        with ExitStack() as files:  # the session has read what it needs once it is made
+            try:
+                source = self._source(model, files)
+                self.ort = ort.InferenceSession(source, options, providers=list(providers))
+            except OnnxqError:
+                raise
+            except Exception as error:
+                raise load_error(error) from None
         self.inputs = [value.name for value in self.ort.get_inputs()]
         self.outputs = [value.name for value in self.ort.get_outputs()]
 
-    def _source(self, model: str | Path | onnx.ModelProto) -> str | bytes:
+    def _source(self, model: str | Path | onnx.ModelProto, files: ExitStack) -> str | bytes:
         if not isinstance(model, onnx.ModelProto):
             return str(model)
-        tensors = model.graph.initializer
-        external = any(t.external_data for t in tensors) and not self._weights
-        if not external and sum(len(t.raw_data) for t in tensors) < _SERIALIZE_LIMIT:
+        external = any(map(is_external, initializers(model)))
+        if external and self._weights:
+            return bytes(self._with_other_weights(model).SerializeToString())
+        if not external and sum(len(t.raw_data) for t in initializers(model)) < _SERIALIZE_LIMIT:
             return bytes(model.SerializeToString())
-        self._scratch = tempfile.TemporaryDirectory(prefix="onnxq-")
-        path = Path(self._scratch.name) / "model.onnx"
+        path = files.enter_context(scratch()) / "model.onnx"
         save_proto(model, path)
         return str(path)
+
+    def _with_other_weights(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The model with what `initializers` do not give, such as weights in bodies, read in."""
+        others = [
+            t.name for t in initializers(model) if is_external(t) and t.name not in self._weights
+        ]
+        if not others:
+            return model
+        whole = onnx.ModelProto()
+        whole.CopyFrom(model)
+        for tensor in initializers(whole):
+            if tensor.name in others:
+                read_in(tensor, Path())
+        return whole
 
     def run(
         self, feed: Mapping[str, Array], names: Sequence[str] | None = None

@@ -4,165 +4,274 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
-from collections.abc import Iterator
+import re
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from onnxq import wellformed
 from onnxq.errors import OnnxqError
+from onnxq.scratch import scratch
+from onnxq.tensors import (
+    Extent,
+    escapes,
+    extent,
+    initializers,
+    is_external,
+    make_dense,
+    nbytes,
+    numpy_dtype,
+    other_tensors,
+    read_in,
+)
 
 ONE_FILE_LIMIT = 1_800_000_000  # bytes; protobuf stops at 2 GiB, graph and metadata included
+_PROTOBUF_LIMIT = 1 << 31
 _INLINE_LIMIT = 1024  # smaller tensors stay in the model file, where shape inference can see them
 _ALIGNMENT = 4096  # of a tensor in the data file, so that a runtime can memory-map it
+_VALUES = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 
 
 class ExternalValues(gs.ir.tensor.LazyValues):  # type: ignore[misc]
     """Values that stay in their external data file until somebody reads them."""
 
     def __init__(self, tensor: TensorProto, folder: Path) -> None:
+        """Raises OnnxqError where the file is missing or does not hold the tensor."""
         super().__init__(tensor)
-        where = {entry.key: entry.value for entry in tensor.external_data}
-        self.path = _inside(folder, where.get("location", ""), tensor.name)
-        self.offset = int(where.get("offset", 0))
-        self.length = int(where.get("length", 0)) or self.path.stat().st_size - self.offset
+        self.extent = extent(tensor, folder)
         for entry in tensor.external_data:  # the graph may be saved to another folder
             if entry.key == "location":
-                entry.value = str(self.path.absolute())
+                entry.value = str(self.extent.path.absolute())
 
     def load(self) -> NDArray[Any]:
-        raw = np.memmap(self.path, np.uint8, "r", self.offset, (self.length,))
-        proto = TensorProto(dims=self.tensor.dims, data_type=self.tensor.data_type)
-        if proto.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
-            return np.asarray(raw.view(self.dtype).reshape(tuple(self.tensor.dims)))
-        proto.raw_data = raw.tobytes()
-        return onnx.numpy_helper.to_array(proto)
-
-
-def _inside(folder: Path, location: str, tensor: str) -> Path:
-    """The data file of a tensor; refuses one that is outside the model's folder.
-
-    Caches keep models as links into a folder of blobs: a link beside the model may be followed,
-    since whoever placed it there could have placed the file. A path that climbs out may not.
-    """
-    relative = Path(location)
-    if not location or relative.is_absolute() or ".." in relative.parts:
-        raise OnnxqError(
-            f"tensor {tensor!r} wants external data at {location!r}, outside the model's folder; "
-            "refused"
-        )
-    path = folder / relative
-    if not path.is_file():
-        raise OnnxqError(f"external data {str(path)!r} is missing; it belongs beside the model")
-    return path
+        if not self.extent.length:
+            return np.empty(tuple(self.tensor.dims), numpy_dtype(self.tensor))
+        raw, dtype = self.extent.mapped(), numpy_dtype(self.tensor)
+        if self.extent.length < np.prod(self.tensor.dims) * dtype.itemsize:  # packed numbers
+            packed = TensorProto(dims=self.tensor.dims, data_type=self.tensor.data_type)
+            packed.raw_data = raw.tobytes()
+            return onnx.numpy_helper.to_array(packed)
+        values = np.asarray(raw.view(dtype).reshape(tuple(self.tensor.dims)))
+        return values if values.flags.aligned else values.copy()
 
 
 def load_proto(path: str | Path) -> onnx.ModelProto:
-    """Read a model; external tensors stay in their files. Raises OnnxqError for what is none."""
+    """Read a model; external initializers stay in their files, which are checked.
+
+    The data files must lie in the folder of the model, or in that of the file which the model is a
+    link to: caches keep models as links into a folder of blobs. Where links lead elsewhere, be it
+    by a folder on the way, they are refused, as ONNX Runtime does.
+
+    Functions of the model are written out in its graph, sparse tensors are made dense, constants
+    of nodes that are external are read in.
+
+    Raises OnnxqError for what is no model, and for a model that cannot mean anything.
+    """
     path = Path(path)
-    if not path.is_file():
-        raise OnnxqError(f"there is no file {str(path)!r}")
+    model = _parsed(path)
     try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise OnnxqError(f"{str(path)!r} is not an ONNX model ({error})") from None
-    if not model.graph.node and not model.graph.output:
-        raise OnnxqError(f"{str(path)!r} is not an ONNX model, or has an empty graph")
+        return _prepared(model, path)
+    except OnnxqError as error:
+        raise OnnxqError(f"{str(path)!r}: {error}") from error
+
+
+def _prepared(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    if model.functions:
+        model = _without_functions(model)
+    for tensor in other_tensors(model):
+        if is_external(tensor):
+            _contained(tensor, path)
+            read_in(tensor, path.parent)
+    make_dense(model)
+    wellformed.check(model)
+    for tensor in initializers(model):
+        if is_external(tensor):
+            _contained(tensor, path)
     return model
 
 
-def save_proto(model: onnx.ModelProto, path: str | Path) -> int:
-    """Write a model whole or not at all, weights beside it in `<name>.data` when it is large.
+def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model's own functions written out where they are called."""
+    wellformed.check_functions(model)
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise OnnxqError(
+            f"the model's functions cannot be written out in its graph ({reason}); export it again "
+            "without functions"
+        ) from None
 
-    External tensors are copied file to file. Returns the bytes written. An older data file at the
-    same place is replaced, never appended to. The given model stays as it is.
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    if path.is_dir():
+        raise OnnxqError(f"{str(path)!r} is a folder; name the .onnx file in it")
+    if not path.is_file():
+        raise OnnxqError(f"there is no file {str(path)!r}")
+    if path.stat().st_size >= _PROTOBUF_LIMIT:
+        raise OnnxqError(f"{str(path)!r} is not an ONNX model: those are smaller than 2 GiB")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except DecodeError as error:
+        reason = " ".join(str(error).split())
+        raise OnnxqError(f"{str(path)!r} is not an ONNX model, or cut off ({reason})") from None
+    if not model.graph.node and not model.graph.output:
+        raise OnnxqError(f"{str(path)!r} is not an ONNX model, or has an empty graph")
+    wellformed.check_text(model)
+    return model
+
+
+def _contained(tensor: TensorProto, model: Path) -> Extent:
+    """The extent of an external tensor of a model's file, if that may be read."""
+    location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+    if Path(location).is_absolute():
+        raise escapes(tensor, location)
+    found = extent(tensor, model.parent)
+    allowed = {model.parent.resolve(), model.resolve().parent}
+    if not any(found.path.resolve().is_relative_to(folder) for folder in allowed):
+        raise escapes(tensor, location)
+    return found
+
+
+def save_proto(model: onnx.ModelProto, path: str | Path, *, limit: int | None = None) -> int:
+    """Write a model whole or not at all, weights beside it when they exceed `limit` bytes.
+
+    The data file is `<name>.<hash of its content>.data`: a model never points into data that are
+    not its own. It gets its place first, then the model replaces the older one in one rename, then
+    data files of older models go, and so do those that a killed run left behind. At no moment does
+    the model lack its data.
+
+    External tensors are copied file to file. The given model stays as it is. Returns the bytes
+    written. Raises OnnxqError when they cannot be written.
     """
     path = Path(path)
-    data_path = path.with_name(path.name + ".data")
-    tensors = list(model.graph.initializer)
-    payload = sum(_nbytes(t) for t in tensors)
-    external = payload > ONE_FILE_LIMIT or any(_is_external(t) for t in tensors)
-    if external:
-        given, model = model, onnx.ModelProto()
-        model.CopyFrom(given)
-        tensors = list(model.graph.initializer)
-    with tempfile.TemporaryDirectory(prefix=".onnxq-", dir=path.parent) as scratch:
-        staged = Path(scratch) / path.name
-        staged_data = Path(scratch) / data_path.name
-        if external:
-            with staged_data.open("wb") as data:
-                for tensor in tensors:
-                    if _is_external(tensor) or _nbytes(tensor) > _INLINE_LIMIT:
-                        _move_out(tensor, data, data_path.name, path.parent)
-        staged.write_bytes(model.SerializeToString(deterministic=True))
-        written = staged.stat().st_size
-        if external:
-            written += staged_data.stat().st_size
-            os.replace(staged_data, data_path)
-        os.replace(staged, path)
+    tensors = list(filter(_movable, initializers(model)))
+    limit = ONE_FILE_LIMIT if limit is None else limit
+    external = any(map(is_external, tensors)) or sum(map(nbytes, tensors)) > limit
+    try:
+        with scratch(path.parent) as folder:
+            staged, data = folder / "model", folder / "data"
+            place = None
+            if external:
+                model, place = _with_data_file(model, path, data)
+            staged.write_bytes(_serialized(model, path))
+            written = sum(file.stat().st_size for file in folder.iterdir())
+            _place(staged, path, data, place)
+    except OSError as error:
+        raise OnnxqError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     return written
 
 
-def _move_out(tensor: TensorProto, data: BinaryIO, name: str, folder: Path) -> None:
-    """Append a tensor's bytes to the data file and leave a reference in the model."""
-    offset = data.tell() + (-data.tell() % _ALIGNMENT)
-    data.seek(offset)
-    length = 0
-    for piece in _pieces(tensor, folder):
-        data.write(piece)
-        length += len(piece)
-    tensor.ClearField("raw_data")
-    del tensor.external_data[:]
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", name), ("offset", offset), ("length", length)):
-        tensor.external_data.add(key=key, value=str(value))
+def _serialized(model: onnx.ModelProto, path: Path) -> bytes:
+    try:
+        return bytes(model.SerializeToString(deterministic=True))
+    except (EncodeError, ValueError):
+        raise OnnxqError(
+            f"{str(path)!r} would exceed 2 GiB without its weights; constants in nodes may be "
+            "what is large: make initializers of them"
+        ) from None
 
 
-def _pieces(tensor: TensorProto, folder: Path, size: int = 1 << 24) -> Iterator[bytes]:
-    if not _is_external(tensor):
-        yield tensor.raw_data or onnx.numpy_helper.to_array(tensor).tobytes()
-        return
-    where = {entry.key: entry.value for entry in tensor.external_data}
-    path = Path(where["location"])
-    source = path if path.is_absolute() else _inside(folder, str(path), tensor.name)
-    with source.open("rb") as file:
-        file.seek(int(where.get("offset", 0)))
-        left = int(where.get("length", 0)) or source.stat().st_size - int(where.get("offset", 0))
-        while left > 0:
-            piece = file.read(min(size, left))
-            if not piece:
-                raise OnnxqError(f"external data {str(source)!r} ends inside {tensor.name!r}")
-            yield piece
-            left -= len(piece)
+def _place(staged: Path, path: Path, data: Path, place: Path | None) -> None:
+    """Put the staged files where they belong, the model last, and remove older data files."""
+    new = place is not None and not place.exists()
+    try:
+        if place is not None:
+            os.replace(data, place)
+        os.replace(staged, path)
+    except BaseException:
+        if new and place is not None:
+            place.unlink(missing_ok=True)
+        raise
+    for older in data_files(path):
+        if older != place:
+            older.unlink(missing_ok=True)
 
 
-def _is_external(tensor: TensorProto) -> bool:
-    return bool(tensor.data_location == TensorProto.EXTERNAL)
+def data_files(path: Path) -> list[Path]:
+    """Files beside a model that hold weights which `save_proto` wrote for it."""
+    pattern = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}\.data")
+    return [other for other in path.parent.iterdir() if pattern.fullmatch(other.name)]
 
 
-def _nbytes(tensor: TensorProto) -> int:
-    if _is_external(tensor):
-        lengths = [int(e.value) for e in tensor.external_data if e.key == "length"]
-        return lengths[0] if lengths else _INLINE_LIMIT + 1
-    return len(tensor.raw_data) or tensor.ByteSize()
+def _movable(tensor: TensorProto) -> bool:
+    return is_external(tensor) or (
+        tensor.data_type != TensorProto.STRING and nbytes(tensor) > _INLINE_LIMIT
+    )
+
+
+def _with_data_file(given: onnx.ModelProto, path: Path, data: Path) -> tuple[onnx.ModelProto, Path]:
+    """The model with its weights moved to the file `data`, and where beside `path` that belongs."""
+    model = onnx.ModelProto()
+    model.CopyFrom(given)
+    with data.open("wb") as file:
+        writer = _Hashed(file)
+        moved = [
+            (tensor, *_append(tensor, writer, path.parent))
+            for tensor in filter(_movable, initializers(model))
+        ]
+    place = path.with_name(f"{path.name}.{writer.sha256.hexdigest()[:16]}.data")
+    for tensor, offset, length in moved:
+        for field in _VALUES:
+            tensor.ClearField(field)
+        del tensor.external_data[:]
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", place.name), ("offset", offset), ("length", length)):
+            tensor.external_data.add(key=key, value=str(value))
+    return model, place
+
+
+class _Hashed:
+    """A file that is hashed as it is written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha256, self.size = file, hashlib.sha256(), 0
+
+    def write(self, piece: bytes) -> None:
+        self.file.write(piece)
+        self.sha256.update(piece)
+        self.size += len(piece)
+
+
+def _append(tensor: TensorProto, data: _Hashed, folder: Path) -> tuple[int, int]:
+    """Write a tensor's bytes; where they begin, and how many there are."""
+    data.write(bytes(-data.size % _ALIGNMENT))
+    offset = data.size
+    if is_external(tensor):
+        for piece in extent(tensor, folder).pieces():
+            data.write(piece)
+    else:
+        data.write(tensor.raw_data or _packed(tensor))
+    return offset, data.size - offset
+
+
+def _packed(tensor: TensorProto) -> bytes:
+    return bytes(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data)
 
 
 def model_size(path: str | Path) -> int:
-    """Bytes on disk, external data included."""
+    """Bytes on disk, external data included. Raises OnnxqError for what is no model."""
     path = Path(path)
-    files = {
-        entry.value
-        for tensor in onnx.load(path, load_external_data=False).graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
+    return path.stat().st_size + sum(file.stat().st_size for file in data_paths(path))
+
+
+def data_paths(path: Path) -> set[Path]:
+    """The data files that a model reads. Raises OnnxqError for what is no model."""
+    model = _parsed(path)
+    return {
+        extent(tensor, path.parent).path
+        for tensor in chain(initializers(model), other_tensors(model))
+        if is_external(tensor)
     }
-    return path.stat().st_size + sum((path.parent / f).stat().st_size for f in files)
 
 
 def file_hash(path: str | Path) -> str:

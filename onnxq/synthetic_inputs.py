@@ -15,6 +15,7 @@ from onnx.external_data_helper import uses_external_data
 
 from onnxq.errors import OnnxqError
 from onnxq.feeds import Feed
+from onnxq.runtime import Session
 
 SAME_VALUE = {"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
 
@@ -50,13 +51,7 @@ class Input(NamedTuple):
 
 
 def open_session(model: onnx.ModelProto, path: Path | None) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        source = str(path) if path else model.SerializeToString()
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise impossible(error) from error
+    return Session(path or model).ort
 
 
 def run(session: ort.InferenceSession, feed: Feed) -> list[Any]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import platform
-import tomllib
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx
 import onnx_graphsurgeon as gs
 
+from onnxq import toml
 from onnxq.errors import OnnxqError, suggest
 from onnxq.graph import is_depthwise, weight_view
 from onnxq.qtype import QType
@@ -77,13 +78,8 @@ def load_target(name: str) -> Target:
     """A shipped target by name, `auto` for this machine, or a TOML file of your own."""
     if name == "auto":
         name = detect()
-    path = Path(name)
-    if path.suffix == ".toml":
-        if not path.is_file():
-            raise OnnxqError(f"there is no target file {name!r}")
-        return _parse(path.stem, path.read_text("utf-8"))
-    if name not in target_names():
-        raise OnnxqError(f"there is no target {name!r}{suggest(name, [*target_names(), 'auto'])}")
+    if name.endswith(".toml"):
+        return _parse(Path(name).stem, toml.read_text(Path(name), "target"))
     return _parse(name, target_text(name))
 
 
@@ -93,7 +89,9 @@ def target_names() -> list[str]:
 
 
 def target_text(name: str) -> str:
-    """The TOML of a shipped target."""
+    """The TOML of a shipped target. Raises OnnxqError when there is none of that name."""
+    if name not in target_names():
+        raise OnnxqError(f"there is no target {name!r}{suggest(name, [*target_names(), 'auto'])}")
     return (resources.files("onnxq") / "targets" / f"{name}.toml").read_text("utf-8")
 
 
@@ -116,38 +114,42 @@ def cpu_flags() -> set[str]:
 
 
 def _parse(name: str, text: str) -> Target:
-    try:
-        data = tomllib.loads(text)
-        base = _parse(data["base"], target_text(data["base"])) if "base" in data else None
-        ops: dict[str, list[OpRule]] = {}
-        for row in data.get("rule", []):
-            rule = _rule(row)
-            for op in row["ops"]:
-                ops.setdefault(op, []).append(rule)
-        inherited = base.ops if base else {}
-        return Target(
-            name=data.get("name", name),
-            summary=data["summary"],
-            providers=tuple(data.get("providers", base.providers if base else ())),
-            opset=int(data.get("opset", base.opset if base else 13)),
-            # A target's own rules come first; what it does not mention is its base's.
-            ops=inherited | {op: tuple(rules) for op, rules in ops.items()},
-            left_float=(base.left_float if base else {}) | data.get("left_float", {}),
-            session=(base.session if base else {}) | data.get("session", {}),
-        )
-    except tomllib.TOMLDecodeError as error:
-        raise OnnxqError(f"target {name!r} is not valid TOML: {error}") from None
-    except KeyError as error:
-        raise OnnxqError(f"target {name!r} lacks the key {error}") from None
-    except (TypeError, ValueError) as error:
-        raise OnnxqError(f"target {name!r}: {error}") from None
+    where = f"target {name!r}"
+    data = toml.parse(text, where)
+    ops: dict[str, list[OpRule]] = {}
+    for number, row in enumerate(toml.tables(data, "rule", where), 1):
+        label = f"{where}, rule {number}"
+        names = toml.coerce(row.pop("ops", []), tuple[str, ...], f"{label}: ops")
+        if not names:
+            raise OnnxqError(f"{label} lacks the key 'ops', the operators that it is for")
+        rule = _made(OpRule, toml.fill(OpRule, row, f"{label}: "), label)
+        for op in names:
+            ops.setdefault(op, []).append(rule)
+    inherited: dict[str, Any] = {"name": name, "providers": (), "opset": 13, "ops": {}}
+    if "base" in data:
+        base_name = toml.coerce(data.pop("base"), str, f"{where}: base")
+        base = _parse(base_name, target_text(base_name))
+        inherited |= {key: getattr(base, key) for key in ("providers", "opset", "ops")}
+        inherited |= {key: getattr(base, key) for key in ("left_float", "session")}
+    own = toml.fill(
+        Target, {k: v for k, v in data.items() if k not in ("rule", "ops")}, f"{where}: "
+    )
+    # A target's own rules come first; what it does not mention is its base's.
+    own["ops"] = {op: tuple(rules) for op, rules in ops.items()}
+    for key in ("ops", "left_float", "session"):
+        own[key] = inherited.get(key, {}) | own.get(key, {})
+    target: Target = _made(Target, inherited | own, where)
+    if not 1 <= target.opset <= onnx.defs.onnx_opset_version():
+        raise OnnxqError(f"{where}: there is no opset {target.opset}")
+    return target
 
 
-def _rule(row: dict[str, Any]) -> OpRule:
-    fields = {key: value for key, value in row.items() if key != "ops"}
-    for key in ("activation", "weight"):
-        if key in fields:
-            fields[key] = QType.parse(fields[key])
-    if "fuses" in fields:
-        fields["fuses"] = tuple(fields["fuses"])
-    return OpRule(**fields)
+def _made(kind: type[Any], values: dict[str, Any], where: str) -> Any:
+    lacking = [
+        f.name
+        for f in fields(kind)
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in values
+    ]
+    if lacking:
+        raise OnnxqError(f"{where} lacks the key {lacking[0]!r}")
+    return kind(**values)

@@ -99,7 +99,11 @@ def test_true_and_false_are_no_strings() -> None:
     ("text", "message"),
     [
         ("", "no \\[\\[pass\\]\\]"),
-        ("summary = 'x'\npass = 3", "no \\[\\[pass\\]\\]"),
+        ("summary = 'x'\npass = 3", "write \\[\\[pass\\]\\] above each"),
+        ("pass = [3]", "write \\[\\[pass\\]\\] above each"),
+        ("summary = 3\n[[pass]]\nname='assign'", "summary wants str"),
+        ("x = " + "[" * 5000, "not valid TOML"),
+        ("x = " + "9" * 5000, "not valid TOML"),
         ("colour = 1\n[[pass]]\nname='assign'", "unknown key 'colour'"),
         ("[[pass]]\nform='static'", "needs a name"),
         ("[[pass]]\nname='asign'", "no pass 'asign'; nearest: assign"),
