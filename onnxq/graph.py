@@ -41,9 +41,13 @@ def load(source: str | Path | onnx.ModelProto) -> Graph:
     Local functions are inlined; nodes and the tensors of bodies get names of their own.
     """
     model = source if isinstance(source, onnx.ModelProto) else load_proto(source)
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
-    graph = gs.import_onnx(model)
+    try:
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        graph = gs.import_onnx(model)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise OnnxqError(f"this model cannot be read: {text}; check it with onnx.checker") from None
     if not isinstance(source, onnx.ModelProto):
         folder = Path(source).parent
         for constant in constants(graph):

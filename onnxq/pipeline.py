@@ -81,11 +81,13 @@ class Pass(ABC):
     """One step. Its dataclass fields are its whole configuration; a recipe fills the same fields.
 
     `analysis` passes neither rewrite the graph nor need each other's results: neighbours of that
-    kind share one run over the samples.
+    kind share one run over the samples. A pass that `needs_samples` cannot do without; others may
+    do better with them.
     """
 
     name: ClassVar[str]
     analysis: ClassVar[bool] = False
+    needs_samples: ClassVar[bool] = False
 
     def observe(self, graph: g.Graph, ctx: Context) -> Mapping[str, Observer]:
         """Tensors of the graph as it is now that this pass wants measured.

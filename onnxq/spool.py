@@ -5,9 +5,10 @@ The files are temporary; each goes when nothing refers to it any more, all of th
 
 from __future__ import annotations
 
-import tempfile
+import atexit
 import weakref
 from collections.abc import Iterator, MutableMapping
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -19,27 +20,30 @@ from numpy.typing import NDArray
 
 from onnxq.errors import OnnxqError
 from onnxq.qtype import QTensor
+from onnxq.scratch import scratch
 from onnxq.storage import ExternalValues
 
 Array = NDArray[Any]
 LARGE = 1 << 22  # bytes; what is smaller stays in memory
 
 _numbers = count()
-_folder: tempfile.TemporaryDirectory[str] | None = None
+_folder: Path | None = None
 
 
 def spooled(name: str, values: Array) -> ExternalValues:
     """A tensor's values, written to disk. Raises OnnxqError when the disk is full."""
     global _folder
     if _folder is None:
-        _folder = tempfile.TemporaryDirectory(prefix="onnxq-")
-    path = Path(_folder.name) / f"{next(_numbers)}.bin"
+        files = ExitStack()
+        atexit.register(files.close)
+        _folder = files.enter_context(scratch())
+    path = _folder / f"{next(_numbers)}.bin"
     try:
         np.ascontiguousarray(values).tofile(path)
     except OSError as error:
         path.unlink(missing_ok=True)
         raise OnnxqError(
-            f"no room for {values.nbytes >> 20} MiB in {_folder.name!r} ({error}); set TMPDIR to a "
+            f"no room for {values.nbytes >> 20} MiB in {str(_folder)!r} ({error}); set TMPDIR to a "
             "folder with more"
         ) from None
     proto = onnx.TensorProto(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import weakref
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,6 +48,7 @@ class ExternalValues(gs.ir.tensor.LazyValues):  # type: ignore[misc]
         """Raises OnnxqError where the file is missing or does not hold the tensor."""
         super().__init__(tensor)
         self.extent = extent(tensor, folder)
+        self._mapped: weakref.ref[NDArray[Any]] | None = None
         for entry in tensor.external_data:  # the graph may be saved to another folder
             if entry.key == "location":
                 entry.value = str(self.extent.path.absolute())
@@ -54,7 +56,18 @@ class ExternalValues(gs.ir.tensor.LazyValues):  # type: ignore[misc]
     def load(self) -> NDArray[Any]:
         if not self.extent.length:
             return np.empty(tuple(self.tensor.dims), numpy_dtype(self.tensor))
-        raw, dtype = self.extent.mapped(), numpy_dtype(self.tensor)
+        raw = self._mapped() if self._mapped else None
+        if raw is None:  # while somebody holds the file's mapping, all share it
+            raw = self.extent.mapped()
+            self._mapped = weakref.ref(raw)
+        return self._as_tensor(raw)
+
+    def read(self) -> NDArray[Any]:
+        """The values in memory of their own, which is free again once they are dropped."""
+        return self._as_tensor(np.frombuffer(b"".join(self.extent.pieces()), np.uint8))
+
+    def _as_tensor(self, raw: NDArray[Any]) -> NDArray[Any]:
+        dtype = numpy_dtype(self.tensor)
         if self.extent.length < np.prod(self.tensor.dims) * dtype.itemsize:  # packed numbers
             packed = TensorProto(dims=self.tensor.dims, data_type=self.tensor.data_type)
             packed.raw_data = raw.tobytes()

@@ -18,12 +18,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from onnxq.dead_leaves import Floats, dead_leaves
 from onnxq.errors import OnnxqError
 from onnxq.feeds import Feed
 from onnxq.synthetic_inputs import Input, filled, open_session
+from onnxq.tensors import is_external, read_in
 
 _SIDE = 224  # pixels, of images whose size the model leaves open
 _IMAGE_BUDGET = 1 << 26  # values in all images together
@@ -198,12 +198,10 @@ def _constants(
             copy = onnx.TensorProto()
             copy.CopyFrom(tensor)
             copy.name = name
-            if uses_external_data(copy):
+            if is_external(copy):
                 if path is None:
                     raise OSError(f"the data of {name!r} are elsewhere")
-                load_external_data_for_tensor(copy, str(path.parent))
-                copy.ClearField("external_data")
-                copy.data_location = onnx.TensorProto.DEFAULT
+                read_in(copy, path.parent)
             return copy
 
         return read

@@ -78,7 +78,22 @@ def sqnr_db(signal: float, noise: float) -> float:
     return float(np.clip(10 * math.log10(signal / noise), -MAX_SQNR, MAX_SQNR))
 
 
-def compare(reference: Session, other: Session, feeds: Iterable[Feed]) -> dict[str, Comparison]:
+class Recorded:
+    """What a session said on some feeds, for when it is gone: large models fit one at a time."""
+
+    def __init__(self, session: Session, feeds: Iterable[Feed]) -> None:
+        self.outputs = session.outputs
+        self._said = {id(feed): session.run(feed) for feed in feeds}
+
+    def run(self, feed: Feed, names: Sequence[str] | None = None) -> dict[str, Array]:
+        said = self._said[id(feed)]
+        return {name: said[name] for name in names or self.outputs}
+
+
+Runs = Session | Recorded
+
+
+def compare(reference: Runs, other: Runs, feeds: Iterable[Feed]) -> dict[str, Comparison]:
     """Every floating-point output that both models have, over the feeds."""
     names = [name for name in reference.outputs if name in other.outputs]
     if not names:
@@ -109,9 +124,9 @@ def output_records(compared: Mapping[str, Comparison]) -> list[OutputRecord]:
 
 def check_optimizations(
     model: onnx.ModelProto,
-    plain: Session,
-    optimized: Session,
-    reference: Session,
+    plain: Runs,
+    optimized: Runs,
+    reference: Runs,
     feeds: list[Feed],
 ) -> float:
     """SQNR, in dB, of the model with graph optimizations on against the same with them off.
@@ -288,10 +303,10 @@ def _attach(shadow: g.Graph, name: str, piece: list[gs.Node], namer: g.Namer) ->
 
 
 def _session_with_outputs(graph: g.Graph, names: Sequence[str]) -> Session:
-    model = g.to_proto(graph)
+    model, weights = g.to_proto_without_weights(graph)
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(names))
-    return Session(model)
+    return Session(model, initializers=weights)
 
 
 def _with_deltas(reference: g.Graph, layers: Sequence[str]) -> tuple[Session, dict[str, str]]:
@@ -310,7 +325,9 @@ def _with_deltas(reference: g.Graph, layers: Sequence[str]) -> tuple[Session, di
         graph.inputs.append(delta)
         deltas[name] = delta.name
     graph.toposort()
-    return Session(_without_input_shapes(g.to_proto(graph), set(deltas.values()))), deltas
+    model, weights = g.to_proto_without_weights(graph)
+    model = _without_input_shapes(model, set(deltas.values()))
+    return Session(model, initializers=weights), deltas
 
 
 def _without_input_shapes(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:

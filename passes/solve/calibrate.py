@@ -21,6 +21,7 @@ from onnxq.passes.solve.assign import MOVERS
 from onnxq.passes.solve.trained import trained_draws
 
 from onnxq import graph as g
+from onnxq.errors import OnnxqError
 from onnxq.graph import Graph
 from onnxq.observe import Extremes, Histogram, HistogramResult, MinMax, Observer
 from onnxq.pipeline import Context, Pass
@@ -41,6 +42,11 @@ class Calibrate(Pass):
     percentile: float = 99.99
     name: ClassVar[str] = "calibrate"
     analysis: ClassVar[bool] = True
+    needs_samples: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.percentile <= 100:
+            raise OnnxqError(f"calibrate.percentile is in (0, 100], not {self.percentile}")
 
     def observe(self, graph: Graph, ctx: Context) -> Mapping[str, Observer]:
         wanted = [n for n in activation_types(graph, ctx) if n not in ctx.activations]
