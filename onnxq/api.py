@@ -243,7 +243,8 @@ def _rank(result: Result, report: Report, feeds: Sequence[verify.Feed]) -> None:
     """Each layer's own error and its share of the output error, into the report."""
     heavy = {r.output: r for r in report.layers if r.op in HEAVY}
     count_macs(result, report, feeds[0])
-    errors = verify.layer_errors(result.prepared, result.graph, list(heavy), feeds)
+    lowered = result.context.qdq_form or result.graph
+    errors = verify.layer_errors(result.prepared, lowered, list(heavy), feeds)
     for output, error in errors.items():
         if heavy[output].form != "float":
             heavy[output].sqnr_db = error.sqnr_db

@@ -36,7 +36,8 @@ def record_layers(result: Result, report: Report) -> None:
         if plan is not None and plan.quantized:
             formats = [f"w {plan.weight}"] if plan.weight else []
             formats += [f"a {plan.activation}"] if plan.activation else []
-            form, reason = ", ".join(formats), ""
+            form = ", ".join(formats)
+            reason = record.reason if record else ""
         report.layers.append(
             LayerRecord(
                 name=node.name,

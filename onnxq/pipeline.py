@@ -69,6 +69,8 @@ class Context:
     activations: dict[str, QParams] = field(default_factory=dict)
     # What batch normalisation said of a tensor before it was folded: (mean, deviation) by channel.
     batch_statistics: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    # The model as float tensors join its layers, where a lowering took those away: for comparing.
+    qdq_form: g.Graph | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     threads: int | None = None

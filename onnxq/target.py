@@ -54,6 +54,7 @@ class Target:
     ops: dict[str, tuple[OpRule, ...]]
     left_float: dict[str, str] = field(default_factory=dict)
     session: dict[str, str] = field(default_factory=dict)
+    integer_operators: tuple[str, ...] = ()  # those that the QOperator form may use
 
     def rule(self, node: gs.Node, form: Form) -> OpRule | None:
         """The first rule that takes this node in this form."""
@@ -130,6 +131,9 @@ def _parse(name: str, text: str) -> Target:
             # A target's own rules come first; what it does not mention is its base's.
             ops=inherited | {op: tuple(rules) for op, rules in ops.items()},
             left_float=(base.left_float if base else {}) | data.get("left_float", {}),
+            integer_operators=tuple(
+                data.get("integer_operators", base.integer_operators if base else ())
+            ),
             session=(base.session if base else {}) | data.get("session", {}),
         )
     except tomllib.TOMLDecodeError as error:

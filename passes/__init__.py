@@ -2,6 +2,7 @@
 
 from onnxq.passes.lower.dynamic import Dynamic
 from onnxq.passes.lower.insert_qdq import InsertQDQ
+from onnxq.passes.lower.qoperator import QOperator
 from onnxq.passes.prepare.fold_batchnorm import FoldBatchNorm
 from onnxq.passes.prepare.normalize import Normalize
 from onnxq.passes.solve.assign import Assign
@@ -16,6 +17,7 @@ __all__ = [
     "FoldBatchNorm",
     "InsertQDQ",
     "Normalize",
+    "QOperator",
     "QuantizeBias",
     "RoundToNearest",
 ]
