@@ -36,6 +36,10 @@ class OpRule:
     depthwise: bool | None = None
     constant_weight: bool | None = None
 
+    def has_bits(self, activation_bits: int) -> bool:
+        """Whether activations are of this width, or of no matter to the rule."""
+        return self.activation is None or self.activation.bits == activation_bits
+
     def matches(self, node: gs.Node) -> bool:
         if self.depthwise is not None and self.depthwise != is_depthwise(node):
             return False
@@ -56,10 +60,15 @@ class Target:
     session: dict[str, str] = field(default_factory=dict)
     integer_operators: tuple[str, ...] = ()  # those that the QOperator form may use
 
-    def rule(self, node: gs.Node, form: Form) -> OpRule | None:
-        """The first rule that takes this node in this form."""
-        rules = self.ops.get(node.op, ())
-        return next((r for r in rules if r.form == form and r.matches(node)), None)
+    def rule(self, node: gs.Node, form: Form, activation_bits: int = 8) -> OpRule | None:
+        """The first rule that takes this node in this form, with activations of so many bits."""
+        rules = (r for r in self.ops.get(node.op, ()) if r.form == form)
+        return next((r for r in rules if r.has_bits(activation_bits) and r.matches(node)), None)
+
+    def activation_bits(self, form: Form) -> set[int]:
+        """The widths of activations that some rule of this form takes."""
+        rules = (rule for rules in self.ops.values() for rule in rules if rule.form == form)
+        return {rule.activation.bits for rule in rules if rule.activation is not None}
 
     def why_float(self, node: gs.Node, form: Form) -> str:
         """Why no rule takes this node, for the report."""

@@ -1,4 +1,4 @@
-"""Integer operators of ONNX and com.microsoft: how each one spells DequantizeLinear → op → Quantize.
+"""Integer operators of ONNX and com.microsoft, and the float operators that each stands for.
 
     QLinear⟨op⟩(x_q, s_x, z_x, …, s_y, z_y) = Quantize(op(s_x (x_q − z_x), …); s_y, z_y)
 

@@ -4,7 +4,7 @@ Laws, each leaving the function as it is:
 1. Constant nodes become initializers.
 2. Identity, and Dropout at inference, disappear.
 3. Transpose, Reshape, Squeeze, Unsqueeze, Flatten and Cast of an initializer are computed now.
-4. The opset rises to what the target needs, local functions are inlined on load.
+4. The opset rises to what the target or the recipe needs, local functions are inlined on load.
 5. Every node gets a name of its own.
 """
 
@@ -26,14 +26,19 @@ _FOLDED = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast"}
 
 @dataclass(frozen=True)
 class Normalize(Pass):
-    """Constants to initializers, reshaped weights folded, no-ops removed, opset raised."""
+    """Constants to initializers, reshaped weights folded, no-ops removed, opset raised.
 
+    `opset` is the least that the operators of later passes need; 0 leaves that to the target.
+    """
+
+    opset: int = 0
     name: ClassVar[str] = "normalize"
 
     def apply(self, graph: Graph, ctx: Context) -> int:
         changes = g.name_nodes(graph)
-        if graph.opset < ctx.target.opset:
-            _adopt(graph, g.raise_opset(graph, ctx.target.opset))
+        least = max(self.opset, ctx.target.opset)
+        if graph.opset < least:
+            _adopt(graph, g.raise_opset(graph, least))
             changes += 1 + g.name_nodes(graph)
         for body in g.subgraphs(graph):
             for node in list(body.nodes):

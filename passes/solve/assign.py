@@ -40,10 +40,12 @@ class Assign(Pass):
 
     `form` is `static` (activations quantized with calibrated ranges) or `dynamic` (at run time).
     `include` and `exclude` hold patterns on node names and operator types: globs, or regular
-    expressions after `re:`.
+    expressions after `re:`. `activation_bits` is the width of activations: of the target's rules,
+    those with this width are taken.
     """
 
     form: Form = "static"
+    activation_bits: int = 8
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     name: ClassVar[str] = "assign"
@@ -52,9 +54,10 @@ class Assign(Pass):
     def apply(self, graph: Graph, ctx: Context) -> int:
         if ctx.plan:
             return 0
+        _check_bits(ctx, self.form, self.activation_bits)
         include = Selector((*self.include, *ctx.include), graph)
         exclude = Selector((*self.exclude, *ctx.exclude), graph)
-        planner = _Planner(graph, ctx, self.form, include, exclude)
+        planner = _Planner(graph, ctx, self.form, self.activation_bits, include, exclude)
         planner.run()
         done = len(ctx.plan.quantized(graph))
         if not done:
@@ -70,6 +73,15 @@ class Assign(Pass):
             )
         _fork_shared_weights(graph, ctx)
         return done
+
+
+def _check_bits(ctx: Context, form: Form, bits: int) -> None:
+    known = sorted(ctx.target.activation_bits(form))
+    if known and bits not in known:
+        raise OnnxqError(
+            f"target {ctx.target.name} has no {form} rule with {bits}-bit activations, only with "
+            f"{' and '.join(map(str, known))}; choose another --target or preset"
+        )
 
 
 class Selector:
@@ -103,9 +115,15 @@ def _matches(pattern: str, node: Node) -> bool:
 
 class _Planner:
     def __init__(
-        self, graph: Graph, ctx: Context, form: Form, include: Selector, exclude: Selector
+        self,
+        graph: Graph,
+        ctx: Context,
+        form: Form,
+        bits: int,
+        include: Selector,
+        exclude: Selector,
     ) -> None:
-        self.graph, self.ctx, self.form = graph, ctx, form
+        self.graph, self.ctx, self.form, self.bits = graph, ctx, form, bits
         self.include, self.exclude = include, exclude
         self.coded: set[str] = set()  # tensors that are handed on as codes
         self.wanted = self._find_wanted()
@@ -182,7 +200,7 @@ class _Planner:
                 and not (g.is_constant(node.inputs[2]) and not node.inputs[2].values.any()))
         ):  # fmt: skip
             return None
-        rule = self.ctx.target.rule(node, self.form)
+        rule = self.ctx.target.rule(node, self.form, self.bits)
         if rule is None:
             return None
         if not any(t.name in self.wanted for t in node.outputs):
@@ -193,7 +211,7 @@ class _Planner:
         """The target's rule for a node that the user wants quantized."""
         if self.exclude(node) or (self.include and node.op in HEAVY and not self.include(node)):
             return None
-        rule = self.ctx.target.rule(node, self.form)
+        rule = self.ctx.target.rule(node, self.form, self.bits)
         if rule is None or node.op not in HEAVY:
             return rule
         has_weight = g.weight_view(node) is not None

@@ -336,7 +336,8 @@ def test_bodies_are_rewritten_each_by_itself_and_read_codes_from_outside() -> No
                 e = DequantizeLinear (mq, sx, zero)
             }
         >
-        z = Loop (n, go, x) <body = again (int64 i, bool c, float[2,8] s) => (bool k, float[2,8] o) {
+        z = Loop (n, go, x) <
+            body = again (int64 i, bool c, float[2,8] s) => (bool k, float[2,8] o) {
             k = Identity (c)
             sq = QuantizeLinear (s, sx, zx)
             sd = DequantizeLinear (sq, sx, zx)
