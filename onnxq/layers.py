@@ -9,6 +9,7 @@ import numpy as np
 from onnxq import graph as g
 from onnxq import verify
 from onnxq.passes.solve.assign import HEAVY
+from onnxq.passes.solve.fake_quant import twin
 from onnxq.pipeline import Result
 from onnxq.report import LayerRecord, Report
 
@@ -53,7 +54,7 @@ def record_layers(result: Result, report: Report) -> None:
 def parameters(node: g.Node) -> int:
     """Numbers in a node's floating-point constants of rank two and more, and its biases."""
     sizes = [
-        math.prod(t.shape) for t in node.inputs
+        math.prod(t.shape) for t in twin(node).inputs
         if g.is_constant(t) and t.name and np.dtype(t.dtype).kind == "f"
     ]  # fmt: skip
     return sum(sizes)
@@ -61,7 +62,7 @@ def parameters(node: g.Node) -> int:
 
 def macs(node: g.Node, output: tuple[int, ...], inner: int | None = None) -> int:
     """Multiply-accumulates of a layer, given its output's shape; 0 where it makes none."""
-    view = g.weight_view(node)
+    view = g.weight_view(twin(node))
     if node.op == "Gather":
         return 0
     if view is None:

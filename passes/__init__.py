@@ -7,6 +7,7 @@ from onnxq.passes.prepare.fold_batchnorm import FoldBatchNorm
 from onnxq.passes.prepare.normalize import Normalize
 from onnxq.passes.solve.assign import Assign
 from onnxq.passes.solve.calibrate import Calibrate
+from onnxq.passes.solve.fold_fake_quant import FoldFakeQuant
 from onnxq.passes.solve.quantize_bias import QuantizeBias
 from onnxq.passes.solve.round_to_nearest import RoundToNearest
 
@@ -15,6 +16,7 @@ __all__ = [
     "Calibrate",
     "Dynamic",
     "FoldBatchNorm",
+    "FoldFakeQuant",
     "InsertQDQ",
     "Normalize",
     "QOperator",

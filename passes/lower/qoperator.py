@@ -158,11 +158,12 @@ class _Writer:
             return False
         if not g.is_standard(mover) or not _all_in([mover], body):
             return False
-        if g.sole_consumer(body, mover.outputs[0]) is not quantizer:
-            return False
         source = mover.inputs[0]
         maker = g.producer(source)
-        if g.sole_consumer(body, source) is not mover or maker is None:
+        # Either has a sole reader: the node after it, by which we came.
+        if maker is None or not g.sole_consumer(body, source):
+            return False
+        if not g.sole_consumer(body, mover.outputs[0]):
             return False
         coded = any(self._dequantized(t) for t in maker.inputs)
         if not (maker.op in LOWERINGS and coded) and maker.op not in RESHAPERS:

@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
+from onnxq.passes.solve.fake_quant import refuse_quantized
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError, suggest
@@ -54,6 +55,7 @@ class Assign(Pass):
     def apply(self, graph: Graph, ctx: Context) -> int:
         if ctx.plan:
             return 0
+        refuse_quantized(graph)
         _check_bits(ctx, self.form, self.activation_bits)
         include = Selector((*self.include, *ctx.include), graph)
         exclude = Selector((*self.exclude, *ctx.exclude), graph)

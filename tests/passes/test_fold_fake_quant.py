@@ -1,0 +1,408 @@
+"""Models as quantization-aware training leaves them, against ONNX Runtime without optimizations."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from graphs import (
+    ZOO,
+    Array,
+    Case,
+    apply,
+    feeds_of,
+    fused,
+    model,
+    normal,
+    ops,
+    pipeline,
+    run,
+    sqnr,
+)
+from onnxq.passes import Assign, FoldFakeQuant
+from onnxq.passes.solve.fake_quant import Grid, dequantize_linear, quantize_linear, stored
+from onnxq.passes.solve.round_to_nearest import pair_sums
+
+import onnxq
+from onnxq import graph as g
+from onnxq.errors import OnnxqError
+from onnxq.pipeline import Result
+
+LIMITS = {np.int8: 127, np.uint8: 127, np.int16: 32767, np.uint16: 32767}
+
+
+def fake(name: str, values: Array, axis: int | None = None, dtype: type = np.int8,
+         clip: bool = False) -> tuple[str, dict[str, Array]]:  # fmt: skip
+    """ONNX text that makes `name`_d out of a float weight, and the constants it reads."""
+    others = None if axis is None else tuple(k for k in range(values.ndim) if k != axis)
+    largest = np.abs(values).max(axis=others)
+    scale = (largest / LIMITS[dtype]).astype(np.float32)
+    middle = 0 if np.dtype(dtype).kind == "i" else (LIMITS[dtype] + 1)
+    more = {f"{name}": values, f"{name}_s": scale, f"{name}_z": np.full(scale.shape, middle, dtype)}
+    at = "" if axis is None else f"<axis = {axis}>"
+    codes = f"{name}_q"
+    text = f"{name}_q = QuantizeLinear {at} ({name}, {name}_s, {name}_z)\n"
+    if clip:
+        text += f"{name}_c = Clip ({name}_q, {name}_lo, {name}_hi)\n"
+        more |= {f"{name}_lo": dtype(middle - 60), f"{name}_hi": dtype(middle + 60)}
+        codes = f"{name}_c"
+    return text + f"{name}_d = DequantizeLinear {at} ({codes}, {name}_s, {name}_z)\n", more
+
+
+def around(x: str, scale: float = 0.04, zero: Array | None = None) -> tuple[str, dict[str, Array]]:
+    """ONNX text that makes `x`_d out of an activation."""
+    point = np.uint8(128) if zero is None else zero
+    text = f"""{x}_q = QuantizeLinear ({x}, {x}_s, {x}_z)
+        {x}_d = DequantizeLinear ({x}_q, {x}_s, {x}_z)\n"""
+    return text, {f"{x}_s": np.float32(scale), f"{x}_z": point}
+
+
+# (node that reads x_d and w_d, input shape, weight shape, the axis of its output channels)
+LAYERS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], int]] = {
+    "Conv": ("Conv <pads = [1,1,1,1]> (x_d, w_d)", (2, 4, 6, 6), (5, 4, 3, 3), 0),
+    "Conv 1-D": ("Conv (x_d, w_d)", (2, 4, 9), (5, 4, 3), 0),
+    "Conv depthwise": ("Conv <group = 4> (x_d, w_d)", (2, 4, 6, 6), (4, 1, 3, 3), 0),
+    "ConvTranspose": ("ConvTranspose <strides = [2,2]> (x_d, w_d)", (2, 4, 5, 5), (4, 3, 2, 2), 1),
+    "Gemm": ("Gemm (x_d, w_d)", (3, 8), (8, 6), 1),
+    "Gemm transB": ("Gemm <transB = 1> (x_d, w_d)", (3, 8), (6, 8), 0),
+    "MatMul": ("MatMul (x_d, w_d)", (2, 3, 8), (8, 6), 1),
+    "MatMul of a Transpose": ("MatMul (x_d, w_t)", (2, 3, 8), (6, 8), 0),
+}
+
+
+def layer(name: str, per_channel: bool = True, dtype: type = np.int8, clip: bool = False,
+          opset: int = 13) -> Case:  # fmt: skip
+    body, shape, weight_shape, axis = LAYERS[name]
+    scale = np.logspace(-1, 1, weight_shape[axis], dtype=np.float32)
+    lined = tuple(-1 if k == axis else 1 for k in range(len(weight_shape)))
+    values = normal(*weight_shape) * scale.reshape(lined)
+    w, w_more = fake("w", values, axis if per_channel else None, dtype, clip)
+    x, x_more = around("x")
+    turn = "w_t = Transpose (w_d)" if "w_t" in body else ""
+    given, made = (",".join(letters[: len(shape)]) for letters in ("abcd", "nopq"))
+    text = f"(float[{given}] x) => (float[{made}] y) {{ {x} {w} {turn} y = {body} }}"
+    return Case(model(text, opset, **w_more, **x_more), feeds_of(4, x=shape))
+
+
+def folded(case: Case, target: str = "cpu") -> Result:
+    result = pipeline(case.model, None, "qat", target)
+    onnx.checker.check_model(result.to_proto(), full_check=True)
+    return result
+
+
+def initializers(result: Result) -> dict[str, Array]:
+    return {i.name: onnx.numpy_helper.to_array(i) for i in result.to_proto().graph.initializer}
+
+
+def assert_close(case: Case, result: Result, tolerance: float = 1e-5) -> None:
+    for feed in case.feeds:
+        for key, expected in run(case.model, feed, False).items():
+            for optimize in (False, True):
+                actual = run(result.graph, feed, optimize)[key]
+                assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
+
+
+# ── weights ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16])
+@pytest.mark.parametrize("axis", [None, 0, 1, 2, -1])
+def test_codes_are_those_of_the_runtimes_quantize_linear(axis: int | None, dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(-300, 300, (4, 5, 6)).astype(np.float32) / 2  # every tie there is
+    shape = () if axis is None else (values.shape[axis],)
+    scale = (2.0 ** rng.integers(-1, 1, shape)).astype(np.float32)
+    zero = rng.integers(0, 100, shape).astype(dtype)
+    at = "" if axis is None else f"<axis = {axis}>"
+    text = f"(float[4,5,6] x) => (float[4,5,6] y, {np.dtype(dtype).name}[4,5,6] q) {{"
+    text += f"q = QuantizeLinear {at} (x, s, z) y = DequantizeLinear {at} (q, s, z) }}"
+    made = model(text, 21, s=scale, z=zero)
+    expected = run(made, {"x": values}, False)
+    grid = Grid(scale, zero, 1 if axis is None else axis, 0)
+    codes = quantize_linear(values, grid)
+    assert codes.dtype == dtype
+    np.testing.assert_array_equal(codes, expected["q"])
+    np.testing.assert_array_equal(dequantize_linear(codes, grid), expected["y"])
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.int4, ml_dtypes.uint4])
+@pytest.mark.parametrize("block", [0, 4])
+def test_four_bits_and_blocks_are_folded_too(dtype: type, block: int) -> None:
+    values = normal(8, 6)
+    shape = (2, 6) if block else (6,)
+    scale = np.full(shape, 0.21, np.float32) + np.arange(6, dtype=np.float32) / 50
+    zero = np.full(shape, 7 if dtype is ml_dtypes.uint4 else 0).astype(dtype)
+    at = f"axis = {0 if block else 1}" + (f", block_size = {block}" if block else "")
+    text = f"""(float[3,8] x) => (float[3,6] y) {{
+        q = QuantizeLinear <{at}> (w, s, z)
+        d = DequantizeLinear <{at}> (q, s, z)
+        y = MatMul (x, d)
+    }}"""
+    case = Case(model(text, 21, w=values, s=scale, z=zero), feeds_of(3, x=(3, 8)))
+    result = folded(case)
+    stored_as = {i.name: i.data_type for i in result.to_proto().graph.initializer}
+    four = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
+    assert stored_as["w_quantized"] == four[dtype is ml_dtypes.uint4]
+    for feed in case.feeds:
+        expected = run(case.model, feed, False)["y"]
+        np.testing.assert_allclose(run(result.graph, feed, False)["y"], expected, atol=1e-5)
+        assert sqnr(run(result.graph, feed)["y"], expected) > 35  # the runtime rounds x
+
+
+@pytest.mark.parametrize("opset", [10, 13, 19, 21, 23])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_weight_becomes_its_codes_and_the_function_stays(name: str, opset: int) -> None:
+    if "Gemm" in name and opset == 10:
+        pytest.skip("Gemm wants a bias before opset 11")
+    case = layer(name, per_channel=opset >= 13, opset=opset)
+    result = folded(case, "cpu-vnni")
+    assert ops(result.graph).count("QuantizeLinear") == 1  # that of x
+    stored_values = initializers(result)
+    assert stored_values[next(n for n in stored_values if "w_quantized" in n)].dtype == np.int8
+    scale = next(i for i in case.model.graph.initializer if i.name == "w_s")
+    np.testing.assert_array_equal(stored_values["w_s"], onnx.numpy_helper.to_array(scale))
+    assert not [n for n, a in stored_values.items() if a.dtype == np.float32 and a.ndim > 1]
+    assert_close(case, result)
+    plan = result.context.plan["y"]
+    assert str(plan.weight) == ("s8:channel" if opset >= 13 else "s8")
+    assert str(plan.activation) == "u8"
+    assert FoldFakeQuant().apply(result.graph, result.context) == 0
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16])
+def test_every_format_and_the_clip_of_some_exporters(
+    dtype: type, per_channel: bool, clip: bool
+) -> None:
+    if clip and dtype is np.int16:
+        pytest.skip("ONNX's Clip takes no int16")
+    case = layer("Conv", per_channel, dtype, clip, opset=21)
+    result = folded(case)
+    assert_close(case, result)
+    codes = next(a for n, a in initializers(result).items() if n.startswith("w_quantized"))
+    middle = 128 if codes.dtype == np.uint8 else 0
+    assert bool(np.abs(codes.astype(int) - middle).max() <= 60) is clip
+
+
+def test_an_embedding_is_looked_up_as_codes() -> None:
+    for axis in (0, None):
+        w, more = fake("w", normal(20, 8), axis)
+        text = f"(int64[n,l] ids) => (float[n,l,8] y) {{ {w} y = Gather (w_d, ids) }}"
+        rng = np.random.default_rng(0)
+        case = Case(model(text, **more), [{"ids": rng.integers(0, 20, (2, 5))} for _ in range(3)])
+        result = folded(case)
+        assert not {"QuantizeLinear", "DequantizeLinear"} & set(ops(result.graph))
+        assert_close(case, result, 1e-6)
+
+
+def test_one_weight_of_two_layers_is_stored_once_and_constant_nodes_are_read() -> None:
+    text = """(float[n,4] x) => (float[n,4] y) {
+        w = Constant <value = float[4,4] {1,2,3,4,-1,-2,-3,-4,0.5,0.25,1,0,2,2,2,2}> ()
+        s = Constant <value = float {0.05}> ()
+        i = Identity (w)
+        q = QuantizeLinear (i, s)
+        d = DequantizeLinear (q, s)
+        a = MatMul (x, d)
+        y = MatMul (a, d)
+    }"""
+    case = Case(model(text), feeds_of(3, x=(2, 4)))
+    result = folded(case)
+    assert ops(result.graph) == ["DequantizeLinear", "MatMul", "MatMul"]
+    assert [a.dtype for a in initializers(result).values() if a.ndim == 2] == [np.uint8]
+    assert_close(case, result)
+
+
+def test_bodies_of_control_flow_are_folded() -> None:
+    yes, yes_more = fake("v", normal(4, 3), 1)
+    no, no_more = fake("u", normal(4, 3, seed=1))
+    w, w_more = fake("w", normal(4, 4), 1)
+    text = f"""(float[n,4] x, bool choice) => (float[n,3] y) {{
+        {w} h = MatMul (x, w_d)
+        y = If (choice) <
+            then_branch = yes () => (float[n,3] a) {{ {yes} a = MatMul (h, v_d) }},
+            else_branch = no () => (float[n,3] b) {{ {no} b = MatMul (h, u_d) }}
+        >
+    }}"""
+    feeds = [f | {"choice": np.array(k > 1)} for k, f in enumerate(feeds_of(4, x=(2, 4)))]
+    case = Case(model(text, **yes_more, **no_more, **w_more), feeds)
+    result = folded(case)
+    assert "QuantizeLinear" not in ops(result.graph)
+    assert len([p for p in result.context.plan.values() if p.quantized]) == 3
+    for feed in case.feeds:
+        expected = run(case.model, feed, False)["y"]
+        np.testing.assert_allclose(run(result.graph, feed, False)["y"], expected, rtol=1e-5)
+        assert sqnr(run(result.graph, feed)["y"], expected) > 40  # the runtime rounds x
+
+
+# ── biases ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def network(bias: float = 1.0, tiny: float = 1.0, more: dict[str, Array] | None = None) -> Case:
+    """Conv, Relu, Conv, Gemm as an exporter writes them: a pair after every layer."""
+    w1 = normal(6, 3, 3, 3, scale=0.3)
+    w1[2] *= tiny
+    pieces = [around("x"), fake("w1", w1, 0), around("r", 0.05, np.uint8(0)),
+              fake("w2", normal(4, 6, 1, 1, seed=1), 0), around("c", 0.1),
+              fake("fc", normal(5, 64, seed=2, scale=0.2), 0)]  # fmt: skip
+    x, w1_text, r, w2, c, fc = (text for text, _ in pieces)
+    text = f"""(float[n,3,6,6] x) => (float[n,5] y) {{
+        {x} {w1_text} a = Conv (x_d, w1_d, b1)
+        r = Relu (a)
+        {r} {w2} c = Conv (r_d, w2_d, b2)
+        {c} f = Flatten (c_d)
+        {fc} y = Gemm <transB = 1, alpha = 0.5, beta = 2.0> (f, fc_d, b3)
+    }}"""
+    weights = {key: value for _, found in pieces for key, value in found.items()}
+    weights |= {"b1": normal(6, seed=3) * np.float32(bias), "b2": normal(4, seed=4),
+                "b3": normal(5, seed=5)}  # fmt: skip
+    return Case(model(text, **weights | (more or {})), feeds_of(4, x=(2, 3, 6, 6)))
+
+
+@pytest.mark.parametrize("target", ["cpu", "cpu-vnni"])
+def test_a_network_is_all_integers_and_says_the_same(target: str, tmp_path: Path) -> None:
+    case = network()
+    result = folded(case, target)
+    runs = ops(fused(result.to_proto(), tmp_path / "o.onnx"))
+    assert runs.count("QLinearConv") == 2
+    assert not {"Conv", "Relu"} & set(runs)
+    stored_values = initializers(result)
+    assert [stored_values[f"b{k}_quantized"].dtype for k in (1, 2)] == [np.int32] * 2
+    scales = stored_values["x_s"] * stored_values["w1_s"]
+    np.testing.assert_allclose(stored_values["b1_scale"], scales, rtol=1e-6)
+    assert np.abs(
+        stored_values["b1_quantized"] * stored_values["b1_scale"] - normal(6, seed=3)
+    ).max() <= 0.51 * scales.max()  # fmt: skip
+    for feed in case.feeds:
+        expected = run(case.model, feed, False)["y"]
+        assert sqnr(run(result.graph, feed, False)["y"], expected) > 40
+        assert sqnr(run(result.graph, feed)["y"], expected) > 40
+
+
+def test_a_bias_trained_with_eight_bits_becomes_int32_too() -> None:
+    b, more = fake("b", normal(5, seed=7))
+    case = layer("Conv")
+    w = {i.name: onnx.numpy_helper.to_array(i) for i in case.model.graph.initializer}
+    x, _ = around("x")
+    text, _ = fake("w", w["w"], 0)
+    whole = (
+        f"(float[a,4,c,d] x) => (float[n,5,p,q] y) {{ {x} {text} {b} y = Conv (x_d, w_d, b_d) }}"
+    )
+    case = Case(model(whole, **w, **more), feeds_of(3, x=(2, 4, 6, 6)))
+    result = folded(case, "cpu-vnni")
+    codes = [a for a in initializers(result).values() if a.dtype == np.int32 and a.any()]
+    assert len(codes) == 1
+    assert_close(case, result, 1e-3)
+
+
+@pytest.mark.parametrize("tiny", [1e-7, 1e-9, 1e-12])
+def test_a_bias_beyond_32_bits_widens_its_channel_alone(tiny: float) -> None:
+    """The runtime makes a float bias int32 by itself; there it would overflow."""
+    case = network(bias=10, tiny=tiny)
+    result = folded(case, "cpu-vnni")
+    trained = next(i for i in case.model.graph.initializer if i.name == "w1_s")
+    factors = initializers(result)["w1_s_widened"] / onnx.numpy_helper.to_array(trained)
+    assert (factors > 1).tolist() == [False, False, True, False, False, False]
+    assert [w for w in result.report.warnings if w.startswith("'a': channels of nearly no weight")]
+    for feed in case.feeds:
+        expected = run(case.model, feed, False)["y"]
+        assert sqnr(run(result.graph, feed, False)["y"], expected) > 40
+        assert sqnr(run(result.graph, feed)["y"], expected) > 40
+
+
+# ── saturation ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "shifted"),
+    [("Conv", "cpu", True), ("Gemm", "cpu", True), ("MatMul", "cpu", True),
+     ("MatMul of a Transpose", "cpu", True), ("Conv", "cpu-vnni", False),
+     ("Conv depthwise", "cpu", False), ("ConvTranspose", "cpu", False)],
+)  # fmt: skip
+def test_pairs_that_saturate_are_stored_around_128(
+    name: str, target: str, shifted: bool, tmp_path: Path
+) -> None:
+    case = layer(name)
+    result = folded(case, target)
+    assert any("stored as uint8 around 128" in w for w in result.report.warnings) is shifted, (
+        result.report.warnings
+    )
+    assert_close(case, result)
+    node = next(n for n in result.graph.nodes if n.name == "y")
+    codes = node.inputs[1].inputs[0].inputs[0].values
+    assert codes.dtype == (np.uint8 if shifted else np.int8)
+    original = g.load(case.model)
+    before = next(n for n in original.nodes if n.name == "y" or n.outputs[0].name == "y")
+    np.testing.assert_array_equal(stored(node.inputs[1]), stored(before.inputs[1]))
+    if name != "ConvTranspose":
+        runs = set(ops(fused(result.to_proto(), tmp_path / "o.onnx")))
+        assert runs & {"MatMulIntegerToFloat", "QGemm", "QLinearConv", "Conv"}
+
+
+def test_weights_without_such_pairs_keep_their_type() -> None:
+    values = np.tile(np.float32([[1.0, 0.004], [-0.004, 1.0]]), (4, 3))
+    w, more = fake("w", values)
+    x, x_more = around("x")
+    text = f"(float[n,8] x) => (float[n,6] y) {{ {x} {w} y = MatMul (x_d, w_d) }}"
+    case = Case(model(text, **more, **x_more), feeds_of(3, x=(2, 8)))
+    result = folded(case)
+    codes = initializers(result)["w_quantized"]
+    assert codes.dtype == np.int8
+    assert pair_sums(codes.T).max() <= 128
+    assert not result.report.warnings
+
+
+# ── what else a user sees ────────────────────────────────────────────────────────────────────────
+
+
+def test_the_report_lists_trained_layers_and_those_that_were_not(tmp_path: Path) -> None:
+    case = network()
+    path = tmp_path / "trained.onnx"
+    onnx.save(case.model, path)
+    result = onnxq.quantize(path, "qat", samples=case.feeds, output=tmp_path / "q.onnx")
+    forms = {layer.name: layer.form for layer in result.report.layers}
+    assert forms == {"a": "w u8:channel, a u8", "c": "w u8:channel, a u8a", "y": "w s8:channel"}
+    assert result.report.share("parameters") > 0.9
+    assert result.report.share("macs") == 1
+    assert [o.cosine > 0.999 for o in result.report.outputs] == [True]
+    assert (tmp_path / "q.onnx").stat().st_size < path.stat().st_size
+
+
+def test_a_float_layer_of_a_trained_model_is_reported() -> None:
+    x, x_more = around("x")
+    w, w_more = fake("w", normal(8, 8))
+    text = f"(float[n,8] x) => (float[n,4] y) {{ {x} {w} h = MatMul (x_d, w_d) y = MatMul (h, v) }}"
+    result = folded(Case(model(text, v=normal(8, 4), **x_more, **w_more), []))
+    assert [(r.name, r.form) for r in result.report.layers] == [("y", "float")]
+    assert "not trained" in result.report.layers[0].reason
+
+
+@pytest.mark.parametrize("name", ["residual", "matmul"])
+def test_a_float_model_is_refused_by_qat_in_one_line(name: str) -> None:
+    with pytest.raises(OnnxqError, match="no weight of this model is fake-quantized") as error:
+        pipeline(ZOO[name]().model, None, "qat")
+    assert "\n" not in str(error.value)
+
+
+def test_a_quantized_model_is_refused_by_qat() -> None:
+    case = ZOO["residual"]()
+    done = pipeline(case.model, case.feeds).to_proto()
+    with pytest.raises(OnnxqError, match="quantized already: its weights are integers"):
+        pipeline(done, None, "qat")
+
+
+@pytest.mark.parametrize("preset", ["int8-static", "int8-dynamic"])
+def test_other_presets_send_a_trained_model_to_qat(preset: str) -> None:
+    case = layer("MatMul")
+    with pytest.raises(OnnxqError, match="use --preset qat") as error:
+        pipeline(case.model, case.feeds, preset)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("preset", ["int8-static", "int8-static-qoperator"])
+def test_what_is_quantized_is_not_quantized_twice(preset: str) -> None:
+    case = ZOO["residual"]()
+    done = pipeline(case.model, case.feeds, preset).to_proto()
+    with pytest.raises(OnnxqError, match="this model is quantized already"):
+        apply(Assign(), done)
