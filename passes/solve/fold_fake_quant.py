@@ -5,9 +5,8 @@
 1. Codes are what QuantizeLinear gives; scales and zero points are the trained ones, to the bit.
 2. A Transpose of a dequantized weight is done now, on the codes. An embedding table is looked up
    as codes.
-3. A float bias of Conv and Gemm between dequantized inputs becomes int32 in units of s_x · s_w, as
-   integer kernels want it (see `quantize_bias`). Where s_w is so small that 32 bits do not hold it,
-   that channel's scale is widened: ONNX Runtime would make it int32 by itself, and overflow.
+3. A bias of Conv and Gemm between dequantized inputs becomes int32, in the units that integer
+   kernels want it in (`fake_quant_bias`).
 4. Where the target's kernel cannot add a pair of neighbouring int8 weights without saturation, the
    same values are stored as uint8 around 128, which takes another kernel.
 
@@ -25,19 +24,16 @@ import onnx_graphsurgeon as gs
 from onnxq.passes.lower.embedding import lower_embedding
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.fake_quant import (
-    Array,
     Grid,
     dequantize_linear,
     fake_codes,
     grid,
     is_dequantizer,
     is_quantizer,
-    quantize_linear,
     read,
-    stored,
     twin,
 )
-from onnxq.passes.solve.quantize_bias import LIMIT
+from onnxq.passes.solve.fake_quant_bias import Outcome, integer_bias
 from onnxq.passes.solve.round_to_nearest import pair_sums
 
 from onnxq import graph as g
@@ -87,8 +83,7 @@ class _Folder:
         self.changes = 0
         self.folded: dict[int, gs.Constant] = {}  # id of a tensor with codes → their constant
         self.shifted: list[str] = []
-        self.widened: list[str] = []
-        self.float_biases: list[str] = []
+        self.biases: dict[Outcome, list[str]] = {}
 
     # ── codes ────────────────────────────────────────────────────────────────────────────────────
 
@@ -176,7 +171,9 @@ class _Folder:
         if node.op == "Gather":
             self._embed(body, node, by)
         elif x is not None and slot == 1:
-            self._bias(body, node, by, x)
+            outcome = integer_bias(body, node, by, x, self.namer)
+            self.biases.setdefault(outcome, []).append(node.name)
+            self.changes += outcome in ("integer", "widened")
 
     def _embed(self, body: Graph, node: Node, by: Grid) -> None:
         table = node.inputs[0].inputs[0].inputs[0]
@@ -211,99 +208,21 @@ class _Folder:
         self.shifted.append(node.name)
         self.changes += 1
 
-    def _bias(self, body: Graph, node: Node, by: Grid, x: Grid) -> None:
-        if node.op not in ("Conv", "Gemm") or len(node.inputs) < 3 or not node.inputs[2].name:
-            return
-        old = node.inputs[2]
-        maker = g.producer(old)
-        if is_dequantizer(maker) and maker is not None:
-            known = grid(maker)
-            if known is not None and known.zero.dtype == np.int32:
-                return
-        bias = stored(old)
-        unit = accumulator_unit(twin(node), bias, by, x) if self.graph.opset >= 13 else None
-        if unit is None or bias is None:
-            self.float_biases.append(node.name)
-            return
-        values = np.broadcast_to(bias.astype(np.float64), unit.shape)
-        widening = np.maximum(np.abs(values) / np.abs(unit) / LIMIT, 1)
-        if widening.max(initial=1) > 1:
-            if by.per_tensor or len(node.inputs[1].outputs) > 1:
-                self.float_biases.append(node.name)
-                return
-            self._widen(node, by, widening)
-            unit = unit * widening
-        codes, unit = np.rint(values / unit).astype(np.int32), unit.astype(np.float32)
-        name = old.name
-        inputs = [
-            g.constant(self.namer(f"{name}_quantized"), codes),
-            g.constant(self.namer(f"{name}_scale"), unit),
-            g.constant(self.namer(f"{name}_zero_point"), np.zeros(codes.shape, np.int32)),
-        ]
-        out = gs.Variable(self.namer(f"{name}_dequantized"), dtype=np.dtype(np.float32))
-        body.nodes.append(
-            gs.Node(
-                "DequantizeLinear",
-                self.namer(f"{name}_DequantizeLinear"),
-                {"axis": 0},
-                inputs,
-                [out],
-            )
-        )
-        node.inputs[2] = out
-        self.changes += 1
-
-    def _widen(self, node: Node, by: Grid, factors: Array) -> None:
-        """Scales (out,) times their factors; the codes of those channels rounded again."""
-        maker = node.inputs[1].inputs[0]
-        codes = read(maker.inputs[0])
-        scale = by.scale * factors.astype(by.scale.dtype)
-        touched = np.moveaxis(codes.copy(), by.axis, 0)
-        reals = np.moveaxis(dequantize_linear(codes, by), by.axis, 0)
-        for row in np.flatnonzero(factors > 1):
-            alone = Grid(scale[row], by.zero[row], 0, 0)
-            touched[row] = quantize_linear(reals[row], alone)
-        name = maker.inputs[0].name
-        stored_as = g.constant(self.namer(f"{name}_widened"), np.moveaxis(touched, 0, by.axis))
-        wider = g.constant(self.namer(f"{maker.inputs[1].name}_widened"), scale)
-        maker.inputs = [stored_as, wider, *maker.inputs[2:]]
-        self.widened.append(node.name)
-
     def report(self) -> None:
         if self.shifted:
             self.ctx.report.warn(
                 f"{_named(self.shifted)}: stored as uint8 around 128, for neighbouring int8 "
                 f"weights would saturate on {self.ctx.target.name}; exact, by a slower kernel"
             )
-        if self.widened:
+        if widened := self.biases.get("widened"):
             self.ctx.report.warn(
-                f"{_named(self.widened)}: channels of nearly no weight got wider scales than "
+                f"{_named(widened)}: channels of nearly no weight got wider scales than "
                 "trained: their biases would not fit into int32"
             )
-        if self.float_biases:
+        if left := self.biases.get("float"):
             self.ctx.report.warn(
-                f"{_named(self.float_biases)}: the bias cannot be put into int32 and stays float"
+                f"{_named(left)}: the bias cannot be put into int32 and stays float"
             )
-
-
-def accumulator_unit(node: Node, bias: Array | None, weight: Grid, x: Grid) -> Array | None:
-    """s_x · s_w (· α/β for Gemm) per output channel, (out,) float64.
-
-    None where bias or scales do not vary along the output channels alone.
-    """
-    channels = 0 if node.op == "Conv" or node.attrs.get("transB", 0) else 1
-    along = weight.per_tensor or (weight.axis % len(node.inputs[1].shape) == channels)
-    beta = float(node.attrs.get("beta", 1.0))
-    if bias is None or bias.ndim > 1 or bias.dtype != np.float32 or not along or not beta:
-        return None
-    if weight.block or not x.per_tensor:
-        return None
-    unit = float(x.scale.reshape(())) * weight.scale.astype(np.float64).reshape(-1)
-    if node.op == "Gemm":
-        unit = unit * float(node.attrs.get("alpha", 1.0)) / beta
-    if np.any(np.abs(unit) < np.finfo(np.float32).tiny):
-        return None
-    return np.broadcast_to(unit, (int(node.inputs[1].shape[channels]),))
 
 
 def _weight_slots(node: Node) -> tuple[int, ...]:

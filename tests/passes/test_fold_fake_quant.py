@@ -6,124 +6,17 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from graphs import (
-    ZOO,
-    Array,
-    Case,
-    apply,
-    feeds_of,
-    fused,
-    model,
-    normal,
-    ops,
-    pipeline,
-    run,
-    sqnr,
-)
-from onnxq.passes import Assign, FoldFakeQuant
-from onnxq.passes.solve.fake_quant import Grid, dequantize_linear, quantize_linear, stored
+from graphs import ZOO, Case, feeds_of, fused, model, normal, ops, pipeline, run, sqnr
+from onnxq.passes import FoldFakeQuant
+from onnxq.passes.solve.fake_quant import stored
 from onnxq.passes.solve.round_to_nearest import pair_sums
+from trained import LAYERS, around, assert_close, fake, folded, initializers, layer, network
 
 import onnxq
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
-from onnxq.pipeline import Result
-
-LIMITS = {np.int8: 127, np.uint8: 127, np.int16: 32767, np.uint16: 32767}
-
-
-def fake(name: str, values: Array, axis: int | None = None, dtype: type = np.int8,
-         clip: bool = False) -> tuple[str, dict[str, Array]]:  # fmt: skip
-    """ONNX text that makes `name`_d out of a float weight, and the constants it reads."""
-    others = None if axis is None else tuple(k for k in range(values.ndim) if k != axis)
-    largest = np.abs(values).max(axis=others)
-    scale = (largest / LIMITS[dtype]).astype(np.float32)
-    middle = 0 if np.dtype(dtype).kind == "i" else (LIMITS[dtype] + 1)
-    more = {f"{name}": values, f"{name}_s": scale, f"{name}_z": np.full(scale.shape, middle, dtype)}
-    at = "" if axis is None else f"<axis = {axis}>"
-    codes = f"{name}_q"
-    text = f"{name}_q = QuantizeLinear {at} ({name}, {name}_s, {name}_z)\n"
-    if clip:
-        text += f"{name}_c = Clip ({name}_q, {name}_lo, {name}_hi)\n"
-        more |= {f"{name}_lo": dtype(middle - 60), f"{name}_hi": dtype(middle + 60)}
-        codes = f"{name}_c"
-    return text + f"{name}_d = DequantizeLinear {at} ({codes}, {name}_s, {name}_z)\n", more
-
-
-def around(x: str, scale: float = 0.04, zero: Array | None = None) -> tuple[str, dict[str, Array]]:
-    """ONNX text that makes `x`_d out of an activation."""
-    point = np.uint8(128) if zero is None else zero
-    text = f"""{x}_q = QuantizeLinear ({x}, {x}_s, {x}_z)
-        {x}_d = DequantizeLinear ({x}_q, {x}_s, {x}_z)\n"""
-    return text, {f"{x}_s": np.float32(scale), f"{x}_z": point}
-
-
-# (node that reads x_d and w_d, input shape, weight shape, the axis of its output channels)
-LAYERS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], int]] = {
-    "Conv": ("Conv <pads = [1,1,1,1]> (x_d, w_d)", (2, 4, 6, 6), (5, 4, 3, 3), 0),
-    "Conv 1-D": ("Conv (x_d, w_d)", (2, 4, 9), (5, 4, 3), 0),
-    "Conv depthwise": ("Conv <group = 4> (x_d, w_d)", (2, 4, 6, 6), (4, 1, 3, 3), 0),
-    "ConvTranspose": ("ConvTranspose <strides = [2,2]> (x_d, w_d)", (2, 4, 5, 5), (4, 3, 2, 2), 1),
-    "Gemm": ("Gemm (x_d, w_d)", (3, 8), (8, 6), 1),
-    "Gemm transB": ("Gemm <transB = 1> (x_d, w_d)", (3, 8), (6, 8), 0),
-    "MatMul": ("MatMul (x_d, w_d)", (2, 3, 8), (8, 6), 1),
-    "MatMul of a Transpose": ("MatMul (x_d, w_t)", (2, 3, 8), (6, 8), 0),
-}
-
-
-def layer(name: str, per_channel: bool = True, dtype: type = np.int8, clip: bool = False,
-          opset: int = 13) -> Case:  # fmt: skip
-    body, shape, weight_shape, axis = LAYERS[name]
-    scale = np.logspace(-1, 1, weight_shape[axis], dtype=np.float32)
-    lined = tuple(-1 if k == axis else 1 for k in range(len(weight_shape)))
-    values = normal(*weight_shape) * scale.reshape(lined)
-    w, w_more = fake("w", values, axis if per_channel else None, dtype, clip)
-    x, x_more = around("x")
-    turn = "w_t = Transpose (w_d)" if "w_t" in body else ""
-    given, made = (",".join(letters[: len(shape)]) for letters in ("abcd", "nopq"))
-    text = f"(float[{given}] x) => (float[{made}] y) {{ {x} {w} {turn} y = {body} }}"
-    return Case(model(text, opset, **w_more, **x_more), feeds_of(4, x=shape))
-
-
-def folded(case: Case, target: str = "cpu") -> Result:
-    result = pipeline(case.model, None, "qat", target)
-    onnx.checker.check_model(result.to_proto(), full_check=True)
-    return result
-
-
-def initializers(result: Result) -> dict[str, Array]:
-    return {i.name: onnx.numpy_helper.to_array(i) for i in result.to_proto().graph.initializer}
-
-
-def assert_close(case: Case, result: Result, tolerance: float = 1e-5) -> None:
-    for feed in case.feeds:
-        for key, expected in run(case.model, feed, False).items():
-            for optimize in (False, True):
-                actual = run(result.graph, feed, optimize)[key]
-                assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
-
 
 # ── weights ──────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16])
-@pytest.mark.parametrize("axis", [None, 0, 1, 2, -1])
-def test_codes_are_those_of_the_runtimes_quantize_linear(axis: int | None, dtype: type) -> None:
-    rng = np.random.default_rng(0)
-    values = rng.integers(-300, 300, (4, 5, 6)).astype(np.float32) / 2  # every tie there is
-    shape = () if axis is None else (values.shape[axis],)
-    scale = (2.0 ** rng.integers(-1, 1, shape)).astype(np.float32)
-    zero = rng.integers(0, 100, shape).astype(dtype)
-    at = "" if axis is None else f"<axis = {axis}>"
-    text = f"(float[4,5,6] x) => (float[4,5,6] y, {np.dtype(dtype).name}[4,5,6] q) {{"
-    text += f"q = QuantizeLinear {at} (x, s, z) y = DequantizeLinear {at} (q, s, z) }}"
-    made = model(text, 21, s=scale, z=zero)
-    expected = run(made, {"x": values}, False)
-    grid = Grid(scale, zero, 1 if axis is None else axis, 0)
-    codes = quantize_linear(values, grid)
-    assert codes.dtype == dtype
-    np.testing.assert_array_equal(codes, expected["q"])
-    np.testing.assert_array_equal(dequantize_linear(codes, grid), expected["y"])
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.int4, ml_dtypes.uint4])
@@ -236,81 +129,6 @@ def test_bodies_of_control_flow_are_folded() -> None:
         assert sqnr(run(result.graph, feed)["y"], expected) > 40  # the runtime rounds x
 
 
-# ── biases ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def network(bias: float = 1.0, tiny: float = 1.0, more: dict[str, Array] | None = None) -> Case:
-    """Conv, Relu, Conv, Gemm as an exporter writes them: a pair after every layer."""
-    w1 = normal(6, 3, 3, 3, scale=0.3)
-    w1[2] *= tiny
-    pieces = [around("x"), fake("w1", w1, 0), around("r", 0.05, np.uint8(0)),
-              fake("w2", normal(4, 6, 1, 1, seed=1), 0), around("c", 0.1),
-              fake("fc", normal(5, 64, seed=2, scale=0.2), 0)]  # fmt: skip
-    x, w1_text, r, w2, c, fc = (text for text, _ in pieces)
-    text = f"""(float[n,3,6,6] x) => (float[n,5] y) {{
-        {x} {w1_text} a = Conv (x_d, w1_d, b1)
-        r = Relu (a)
-        {r} {w2} c = Conv (r_d, w2_d, b2)
-        {c} f = Flatten (c_d)
-        {fc} y = Gemm <transB = 1, alpha = 0.5, beta = 2.0> (f, fc_d, b3)
-    }}"""
-    weights = {key: value for _, found in pieces for key, value in found.items()}
-    weights |= {"b1": normal(6, seed=3) * np.float32(bias), "b2": normal(4, seed=4),
-                "b3": normal(5, seed=5)}  # fmt: skip
-    return Case(model(text, **weights | (more or {})), feeds_of(4, x=(2, 3, 6, 6)))
-
-
-@pytest.mark.parametrize("target", ["cpu", "cpu-vnni"])
-def test_a_network_is_all_integers_and_says_the_same(target: str, tmp_path: Path) -> None:
-    case = network()
-    result = folded(case, target)
-    runs = ops(fused(result.to_proto(), tmp_path / "o.onnx"))
-    assert runs.count("QLinearConv") == 2
-    assert not {"Conv", "Relu"} & set(runs)
-    stored_values = initializers(result)
-    assert [stored_values[f"b{k}_quantized"].dtype for k in (1, 2)] == [np.int32] * 2
-    scales = stored_values["x_s"] * stored_values["w1_s"]
-    np.testing.assert_allclose(stored_values["b1_scale"], scales, rtol=1e-6)
-    assert np.abs(
-        stored_values["b1_quantized"] * stored_values["b1_scale"] - normal(6, seed=3)
-    ).max() <= 0.51 * scales.max()  # fmt: skip
-    for feed in case.feeds:
-        expected = run(case.model, feed, False)["y"]
-        assert sqnr(run(result.graph, feed, False)["y"], expected) > 40
-        assert sqnr(run(result.graph, feed)["y"], expected) > 40
-
-
-def test_a_bias_trained_with_eight_bits_becomes_int32_too() -> None:
-    b, more = fake("b", normal(5, seed=7))
-    case = layer("Conv")
-    w = {i.name: onnx.numpy_helper.to_array(i) for i in case.model.graph.initializer}
-    x, _ = around("x")
-    text, _ = fake("w", w["w"], 0)
-    whole = (
-        f"(float[a,4,c,d] x) => (float[n,5,p,q] y) {{ {x} {text} {b} y = Conv (x_d, w_d, b_d) }}"
-    )
-    case = Case(model(whole, **w, **more), feeds_of(3, x=(2, 4, 6, 6)))
-    result = folded(case, "cpu-vnni")
-    codes = [a for a in initializers(result).values() if a.dtype == np.int32 and a.any()]
-    assert len(codes) == 1
-    assert_close(case, result, 1e-3)
-
-
-@pytest.mark.parametrize("tiny", [1e-7, 1e-9, 1e-12])
-def test_a_bias_beyond_32_bits_widens_its_channel_alone(tiny: float) -> None:
-    """The runtime makes a float bias int32 by itself; there it would overflow."""
-    case = network(bias=10, tiny=tiny)
-    result = folded(case, "cpu-vnni")
-    trained = next(i for i in case.model.graph.initializer if i.name == "w1_s")
-    factors = initializers(result)["w1_s_widened"] / onnx.numpy_helper.to_array(trained)
-    assert (factors > 1).tolist() == [False, False, True, False, False, False]
-    assert [w for w in result.report.warnings if w.startswith("'a': channels of nearly no weight")]
-    for feed in case.feeds:
-        expected = run(case.model, feed, False)["y"]
-        assert sqnr(run(result.graph, feed, False)["y"], expected) > 40
-        assert sqnr(run(result.graph, feed)["y"], expected) > 40
-
-
 # ── saturation ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -390,19 +208,3 @@ def test_a_quantized_model_is_refused_by_qat() -> None:
     done = pipeline(case.model, case.feeds).to_proto()
     with pytest.raises(OnnxqError, match="quantized already: its weights are integers"):
         pipeline(done, None, "qat")
-
-
-@pytest.mark.parametrize("preset", ["int8-static", "int8-dynamic"])
-def test_other_presets_send_a_trained_model_to_qat(preset: str) -> None:
-    case = layer("MatMul")
-    with pytest.raises(OnnxqError, match="use --preset qat") as error:
-        pipeline(case.model, case.feeds, preset)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("preset", ["int8-static", "int8-static-qoperator"])
-def test_what_is_quantized_is_not_quantized_twice(preset: str) -> None:
-    case = ZOO["residual"]()
-    done = pipeline(case.model, case.feeds, preset).to_proto()
-    with pytest.raises(OnnxqError, match="this model is quantized already"):
-        apply(Assign(), done)
