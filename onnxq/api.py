@@ -22,6 +22,7 @@ from onnxq.errors import OnnxqError
 from onnxq.layers import count_macs, record_layers
 from onnxq.passes import Assign, FoldBatchNorm, Normalize
 from onnxq.passes.solve.assign import HEAVY
+from onnxq.passes.solve.fake_quant import without_fake_quant
 from onnxq.pipeline import Pipeline, Progress, Result
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.report import LayerRecord, Report
@@ -221,18 +222,19 @@ def _verify(
     config = result.context.target.session
     optimized = Session(model, providers=providers, threads=threads, config=config)
     plain = Session(model, providers=providers, threads=threads, config=config, optimize=False)
-    # What training saw is the model as written, which optimizations may round otherwise.
-    trained = result.context.float_form is not None
-    written = (
-        Session(g.to_proto(original), threads=threads, optimize=False) if trained else reference
-    )
+    written = unquantized = reference
+    if (trained := result.context.float_form) is not None:
+        # Training saw the model as written, which optimizations may round otherwise; how much
+        # that may change is measured by what its quantization changes.
+        written = Session(g.to_proto(original), threads=threads, optimize=False)
+        unquantized = Session(g.to_proto(without_fake_quant(trained)), threads=threads)
     feeds = verify.take(unseen, VERIFICATION_SAMPLES)
     report.verification_samples = len(feeds)
     progress("compare outputs", 1, steps)
     report.outputs = verify.output_records(verify.compare(written, optimized, feeds))
     progress("compare optimizations off and on", 2, steps)
     report.optimizations_sqnr_db = verify.check_optimizations(
-        result.to_proto(), plain, optimized, reference, feeds[:4]
+        result.to_proto(), plain, optimized, unquantized, feeds[:4]
     )
     progress("compare layers", 3, steps)
     _rank(result, report, feeds[:LAYER_SAMPLES])

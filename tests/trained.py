@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from graphs import Array, Case, feeds_of, model, normal, pipeline, run
+from onnxq.passes.solve.fake_quant import stored
 
+from onnxq import graph as g
 from onnxq.pipeline import Result
 
 LIMITS = {np.int8: 127, np.uint8: 127, np.int16: 32767, np.uint16: 32767}
@@ -101,3 +104,24 @@ def network(bias: float = 1.0, tiny: float = 1.0, more: dict[str, Array] | None 
     weights |= {"b1": normal(6, seed=3) * np.float32(bias), "b2": normal(4, seed=4),
                 "b3": normal(5, seed=5)}  # fmt: skip
     return Case(model(text, **weights | (more or {})), feeds_of(4, x=(2, 3, 6, 6)))
+
+
+def as_trained(result: Result) -> onnx.ModelProto:
+    """A quantized model as training would have exported it: float weights and biases."""
+    graph = g.load(result.to_proto())
+    for node in [n for n in g.walk(graph) if n.op == "DequantizeLinear"]:
+        codes = node.inputs[0]
+        if not g.is_constant(codes):
+            continue
+        real = g.constant(f"{codes.name}_float", stored(node.outputs[0]))
+        if np.dtype(codes.dtype) == np.int32:
+            for reader in list(node.outputs[0].outputs):
+                g.replace_input(reader, node.outputs[0], real)
+            continue
+        made = gs.Variable(f"{codes.name}_codes", dtype=codes.dtype)
+        name, attrs = f"{node.name}_quantize", dict(node.attrs)
+        body = next(b for b in g.subgraphs(graph) if any(n is node for n in b.nodes))
+        body.nodes.append(gs.Node("QuantizeLinear", name, attrs, [real, *node.inputs[1:]], [made]))
+        node.inputs[0] = made
+    g.tidy(graph)
+    return g.to_proto(graph)

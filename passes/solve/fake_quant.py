@@ -191,6 +191,28 @@ def twin(node: Node, replaced: dict[int, Array] | None = None) -> Node:
     return gs.Node(node.op, node.name, dict(node.attrs), inputs, outputs, domain=node.domain)
 
 
+def without_fake_quant(graph: Graph) -> Graph:
+    """The float function that training started from: a copy without its pairs.
+
+    A pair that makes an output of the model stays: the output keeps its name.
+    """
+    bare = g.copy(graph)
+    for body in g.subgraphs(bare):
+        for node in [n for n in body.nodes if is_dequantizer(n)]:
+            pair = [node]
+            while (maker := g.producer(pair[-1].inputs[0])) is not None:
+                if not is_quantizer(maker) and maker.op not in ("Clip", "Identity"):
+                    break
+                pair.append(maker)
+                if is_quantizer(maker):
+                    break
+            if is_quantizer(pair[-1]):
+                for reader in list(node.outputs[0].outputs):
+                    g.replace_input(reader, node.outputs[0], pair[-1].inputs[0])
+    g.tidy(bare)
+    return bare
+
+
 def refuse_quantized(graph: Graph) -> None:
     """Raises OnnxqError for a model that has been quantized or trained for it: once is enough."""
     nodes = list(g.walk(graph))

@@ -27,6 +27,7 @@ from onnxq.passes.solve.quantize_bias import LIMIT
 from onnxq import graph as g
 from onnxq.graph import Graph, Node
 
+LARGEST = 1.5 * LIMIT  # in units of s_b; a bias at LIMIT was made for it, and fits
 Outcome = Literal["none", "integer", "widened", "float"]
 
 
@@ -49,7 +50,7 @@ def integer_bias(body: Graph, node: Node, weight: Grid, x: Grid, namer: g.Namer)
         return "float"
     values = np.broadcast_to(bias.astype(np.float64), unit.shape)
     widening = np.maximum(np.abs(values) / np.abs(unit) / LIMIT, 1)
-    too_large = bool(widening.max(initial=1) > 1)
+    too_large = bool(np.any(np.abs(values) > LARGEST * np.abs(unit)))
     if too_large:
         widening = np.full_like(widening, widening.max()) if weight.per_tensor else widening
         _widen(body, node, weight, widening, namer)

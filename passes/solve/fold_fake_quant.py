@@ -188,7 +188,10 @@ class _Folder:
         lower_embedding(body, node, QTensor(flat, scale, zero, by.qtype), self.namer)
 
     def _keep_pairs(self, node: Node, maker: Node, x: Grid) -> None:
-        """int8 weights whose neighbours would saturate, as uint8."""
+        """int8 weights whose neighbours would saturate, as uint8.
+
+        Behind int8 activations too: on x86 ONNX Runtime makes those uint8 when it loads the model.
+        """
         by = grid(maker)
         if by is None or by.qtype.bits != 8 or not by.qtype.signed or x.qtype.bits != 8:
             return
@@ -212,7 +215,8 @@ class _Folder:
         if self.shifted:
             self.ctx.report.warn(
                 f"{_named(self.shifted)}: stored as uint8 around 128, for neighbouring int8 "
-                f"weights would saturate on {self.ctx.target.name}; exact, by a slower kernel"
+                f"weights would saturate on {self.ctx.target.name}; exact, by a slower kernel; "
+                "a target without that bound keeps int8"
             )
         if widened := self.biases.get("widened"):
             self.ctx.report.warn(

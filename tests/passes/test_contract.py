@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import ZOO, context, pipeline, run, samples_of, sqnr
+from trained import as_trained
 
 from onnxq import graph as g
 from onnxq.calibrate import observe
@@ -17,6 +18,7 @@ LEAST_SQNR = {  # dB
 }
 STATIC = ("int8-static", "int8-static-qoperator", "int16x8")
 LOWERINGS = ("insert-qdq", "qoperator", "dynamic")
+EXACT_WEIGHTS = 40.0  # dB: biases round, and kernels fall to either side of a tie
 CONVOLUTIONS_ONLY = {"conv_bn_relu6", "residual", "shared_weights", "inner_output"}
 PAIRS = [(n, preset) for preset in STATIC for n in ZOO] + [
     (n, "int8-dynamic") for n in ZOO if n not in CONVOLUTIONS_ONLY
@@ -60,3 +62,28 @@ def test_passes_leave_the_graph_that_was_loaded_alone(name: str) -> None:
     before = case.model.SerializeToString(deterministic=True)
     pipeline(case.model, case.feeds)
     assert case.model.SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_trained_model_gets_back_the_codes_it_was_trained_with(name: str) -> None:
+    """Float weights in the place of codes, then `qat`: its passes owe what all passes owe."""
+    case = ZOO[name]()
+    done = pipeline(case.model, case.feeds, target="cpu-vnni")
+    trained = as_trained(done)
+    graph, ctx = g.load(trained), context("cpu-vnni")
+    for step in load_recipe("qat").passes:
+        step.apply(graph, ctx)
+        once = g.to_proto(graph).SerializeToString(deterministic=True)
+        assert step.apply(graph, ctx) == 0, step.name
+        assert g.to_proto(graph).SerializeToString(deterministic=True) == once, step.name
+        onnx.checker.check_model(g.to_proto(graph), full_check=True)
+    before, after = (
+        sorted(t.values.tobytes() for t in g.constants(each) if t.dtype == np.int8)
+        for each in (done.graph, graph)
+    )
+    assert set(before) == set(after)
+    for feed in case.feeds:
+        expected = run(trained, feed, False)
+        for optimize in (False, True):
+            for key, values in run(graph, feed, optimize).items():
+                assert sqnr(values, expected[key]) > EXACT_WEIGHTS

@@ -1,10 +1,17 @@
 import numpy as np
 import onnx
 import pytest
-from graphs import ZOO, apply, model, pipeline, run
+from graphs import ZOO, apply, model, ops, pipeline, run
 from onnxq.passes import Assign
-from onnxq.passes.solve.fake_quant import Grid, dequantize_linear, quantize_linear, stored, twin
-from trained import LAYERS, layer
+from onnxq.passes.solve.fake_quant import (
+    Grid,
+    dequantize_linear,
+    quantize_linear,
+    stored,
+    twin,
+    without_fake_quant,
+)
+from trained import LAYERS, layer, network
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
@@ -60,3 +67,19 @@ def test_what_is_quantized_is_not_quantized_twice(preset: str) -> None:
     done = pipeline(case.model, case.feeds, preset).to_proto()
     with pytest.raises(OnnxqError, match="this model is quantized already"):
         apply(Assign(), done)
+
+
+def test_without_its_pairs_a_trained_model_is_the_float_model_it_came_from() -> None:
+    case = network()
+    for feed in case.feeds:
+        bare = without_fake_quant(g.load(case.model))
+        assert not {"QuantizeLinear", "DequantizeLinear"} & set(ops(bare))
+        b = {i.name: onnx.numpy_helper.to_array(i) for i in case.model.graph.initializer}
+        plain = model("""(float[n,3,6,6] x) => (float[n,5] y) {
+            a = Conv (x, w1, b1)
+            r = Relu (a)
+            c = Conv (r, w2, b2)
+            f = Flatten (c)
+            y = Gemm <transB = 1, alpha = 0.5, beta = 2.0> (f, fc, b3)
+        }""", **{k: b[k] for k in ("w1", "b1", "w2", "b2", "fc", "b3")})  # fmt: skip
+        np.testing.assert_array_equal(run(bare, feed)["y"], run(plain, feed)["y"])

@@ -158,6 +158,21 @@ def test_pairs_that_saturate_are_stored_around_128(
         assert runs & {"MatMulIntegerToFloat", "QGemm", "QLinearConv", "Conv"}
 
 
+def test_int8_activations_are_no_safer_and_stay_fused(tmp_path: Path) -> None:
+    """On x86 the runtime makes them uint8 when it loads the model (measured here)."""
+    w, w_more = fake("w", normal(5, 4, 3, 3), 0)
+    x, x_more = around("x", zero=np.int8(-3))
+    text = f"""(float[2,4,6,6] x) => (float[2,5,4,4] y) {{
+        {x} {w} c = Conv (x_d, w_d)
+        q = QuantizeLinear (c, x_s, x_z) y = DequantizeLinear (q, x_s, x_z)
+    }}"""
+    case = Case(model(text, **w_more, **x_more), feeds_of(3, x=(2, 4, 6, 6)))
+    result = folded(case)
+    assert initializers(result)["w_quantized_around_128"].dtype == np.uint8
+    assert "Conv" not in ops(fused(result.to_proto(), tmp_path / "o.onnx"))
+    assert_close(case, result, 0.041 / 5)  # a code of y to either side
+
+
 def test_weights_without_such_pairs_keep_their_type() -> None:
     values = np.tile(np.float32([[1.0, 0.004], [-0.004, 1.0]]), (4, 3))
     w, more = fake("w", values)

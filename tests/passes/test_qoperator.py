@@ -22,6 +22,7 @@ from graphs import (
 )
 from onnxq.passes import QOperator
 
+import onnxq
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
 from onnxq.target import load_target
@@ -379,3 +380,30 @@ def test_a_target_without_integer_operators_is_an_error() -> None:
     bare = type(target)(**{**target.__dict__, "integer_operators": ()})
     with pytest.raises(OnnxqError, match="lists no integer_operators; use --preset int8-static"):
         pipeline(case.model, case.feeds, PRESET, target=bare)
+
+
+def test_layers_are_compared_in_the_form_that_still_has_their_tensors(tmp_path: Path) -> None:
+    case = ZOO["residual"]()
+    path = tmp_path / "m.onnx"
+    onnx.save(case.model, path)
+    errors = []
+    for preset in ("int8-static", PRESET):
+        report = onnxq.quantize(path, preset, samples=case.feeds, output=tmp_path / "q.onnx").report
+        errors.append({layer.name: layer.sqnr_db for layer in report.layers})
+        assert report.verified
+    assert errors[0] == errors[1]
+    assert all(value is not None for value in errors[0].values())
+
+
+def test_a_layer_kept_in_qdq_form_is_quantized_in_the_report_and_has_its_reason(
+    tmp_path: Path,
+) -> None:
+    case = gemm("alpha = 1.0", (3, 6))
+    path = tmp_path / "m.onnx"
+    onnx.save(case.model, path)
+    report = onnxq.quantize(path, PRESET, samples=case.feeds, output=tmp_path / "q.onnx").report
+    assert [(r.form, r.reason) for r in report.layers] == [
+        ("w s8:channel, a u8a", "kept in QDQ form: its bias is float")
+    ]
+    assert report.share("parameters") == 1
+    assert any("kept in QDQ form: 'y': its bias is float" in w for w in report.warnings)
