@@ -20,10 +20,10 @@ from onnxq import graph as g
 from onnxq import verify
 from onnxq.errors import OnnxqError
 from onnxq.layers import count_macs, record_layers
-from onnxq.passes import Assign, FoldBatchNorm, Normalize
+from onnxq.passes import Assign, FoldBatchNorm, FoldFakeQuant, Normalize
 from onnxq.passes.solve.assign import HEAVY
-from onnxq.passes.solve.fake_quant import without_fake_quant
-from onnxq.pipeline import Pipeline, Progress, Result
+from onnxq.passes.solve.fake_quant import is_trained, without_fake_quant
+from onnxq.pipeline import Pass, Pipeline, Progress, Result
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.report import LayerRecord, Report
 from onnxq.runtime import Session
@@ -374,12 +374,14 @@ def inspect(model: str | Path, *, target: str = "cpu", form: str = "static") -> 
     )  # fmt: skip
     original = g.load(path)
     report.operators = dict(Counter(node.op for node in g.walk(original)))
-    steps = [Normalize(), FoldBatchNorm(), Assign(form=form)]  # type: ignore[arg-type]
+    steps: list[Pass] = [Normalize(), FoldBatchNorm(), Assign(form=form)]  # type: ignore[arg-type]
+    if is_trained(original):
+        steps = [Normalize(), FoldFakeQuant()]
     try:
         result = Pipeline(steps).run(original, None, device, report=report)
     except OnnxqError as error:
         report.warn(str(error))
-        result = Pipeline(steps[:2]).run(original, None, device, report=report)
+        result = Pipeline(steps[:-1]).run(original, None, device, report=report)
     record_layers(result, report)
     try:
         feed = synthesize(load_proto(path), n=1, seed=0, path=path)[0][0]

@@ -13,6 +13,7 @@ from onnxq.passes.solve.fake_quant import twin
 from onnxq.pipeline import Result
 from onnxq.report import LayerRecord, Report
 
+REFUSED = "the model was refused as a whole"
 IN_BODY = "inside the body of a control-flow operator, which stays float"
 
 
@@ -26,6 +27,7 @@ def record_layers(result: Result, report: Report) -> None:
         for t in g.constants(result.prepared)
         if np.dtype(t.dtype).kind == "f" and len(t.shape) >= 1
     )
+    outside = {node.name for node in result.prepared.nodes}
     for node in g.walk(result.prepared):
         record = left.get(node.name)
         plan = context.plan.get(node.name)
@@ -33,7 +35,9 @@ def record_layers(result: Result, report: Report) -> None:
             continue
         if node.op == "Gather" and g.weight_view(node) is None:
             continue
-        form, reason = "float", record.reason if record else IN_BODY
+        form, reason = "float", REFUSED if node.name in outside else IN_BODY
+        if record:
+            reason = record.reason
         if plan is not None and plan.quantized:
             formats = [f"w {plan.weight}"] if plan.weight else []
             formats += [f"a {plan.activation}"] if plan.activation else []

@@ -7,7 +7,8 @@ fused the QDQ form, and spells that out in the file, for runtimes that fuse noth
 1. Conv, Gemm, MatMul, Add, Mul, Concat, pooling and activation functions become QLinear operators.
 2. A Relu or Clip before QuantizeLinear goes where saturation does the same.
 3. What only moves values moves codes. A QuantizeLinear behind a Reshape or Transpose goes before
-   it, where it meets the product that makes the values: Q(move(x)) = move(Q(x)).
+   it, where it meets the product that makes the values: Q(move(x)) = move(Q(x)). A DequantizeLinear
+   before one goes behind it in the same way.
 4. Whatever has no integer operator, or not of this kind, stays as it is, with a reason.
 
 Bodies of If, Loop and Scan are rewritten each by itself; codes from outside are read as they are.
@@ -66,6 +67,7 @@ class _Writer:
 
     def body(self, body: Graph) -> int:
         changes = sum(self._quantize_before(body, node) for node in list(body.nodes))
+        changes += sum(self._dequantize_after(body, node) for node in list(body.nodes))
         for node in list(body.nodes):
             if node.op not in LOWERINGS or not g.is_standard(node):
                 continue
@@ -177,6 +179,22 @@ class _Writer:
         quantizer.outputs.append(inner)
         mover.outputs.append(codes)
         self._quantize_before(body, quantizer)
+        return True
+
+    def _dequantize_after(self, body: Graph, mover: Node) -> bool:
+        """move(DQ(x)) → DQ(move(x)), where an operator that could take codes reads the result."""
+        if mover.op not in RESHAPERS or not g.is_standard(mover):
+            return False
+        real, moved = self._dequantized(mover.inputs[0]), mover.outputs[0]
+        if real is None or not real.per_tensor or g.is_constant(real.codes):
+            return False
+        if not any(reader.op in LOWERINGS for reader in moved.outputs):
+            return False
+        codes = gs.Variable(self.namer(f"{moved.name}_quantized"), dtype=real.dtype)
+        mover.outputs = [codes]
+        g.replace_input(mover, mover.inputs[0], real.codes)
+        name = self.namer(f"{moved.name}_DequantizeLinear")
+        body.nodes.append(gs.Node("DequantizeLinear", name, {}, [codes, *real.grid], [moved]))
         return True
 
 

@@ -213,10 +213,15 @@ def without_fake_quant(graph: Graph) -> Graph:
     return bare
 
 
+def is_trained(graph: Graph) -> bool:
+    """Whether some float weight of a model is fake-quantized."""
+    return any(is_dequantizer(node) and fake_codes(node) is not None for node in g.walk(graph))
+
+
 def refuse_quantized(graph: Graph) -> None:
     """Raises OnnxqError for a model that has been quantized or trained for it: once is enough."""
     nodes = list(g.walk(graph))
-    if any(is_dequantizer(node) and fake_codes(node) is not None for node in nodes):
+    if is_trained(graph):
         raise OnnxqError(
             "this model comes from quantization-aware training (QuantizeLinear around float "
             "weights): use --preset qat"

@@ -22,7 +22,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnxq.passes.lower.embedding import lower_embedding
-from onnxq.passes.solve.assign import HEAVY
+from onnxq.passes.solve.assign import HEAVY, MOVERS
 from onnxq.passes.solve.fake_quant import (
     Grid,
     dequantize_linear,
@@ -235,11 +235,18 @@ def _weight_slots(node: Node) -> tuple[int, ...]:
 
 
 def _activation(node: Node, slot: int) -> Grid | None:
-    """What a DequantizeLinear before an input says of it, where the input is no constant."""
+    """What a DequantizeLinear before an input says of it, where the input is no constant.
+
+    What only moves values may stand between: the runtime moves it out of the way.
+    """
     maker = g.producer(node.inputs[slot])
+    moved = False
+    while maker is not None and maker.op in MOVERS and g.is_standard(maker):
+        maker, moved = g.producer(maker.inputs[0]), True
     if maker is None or not is_dequantizer(maker) or g.is_constant(maker.inputs[0]):
         return None
-    return grid(maker)
+    found = grid(maker)
+    return found if found is None or found.per_tensor or not moved else None
 
 
 def _named(names: list[str]) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import ZOO, Case, feeds_of, fused, model, normal, ops, pipeline, run, sqnr
-from onnxq.passes import FoldFakeQuant
+from onnxq.passes import FoldFakeQuant, QOperator
 from onnxq.passes.solve.fake_quant import stored
 from onnxq.passes.solve.round_to_nearest import pair_sums
 from trained import LAYERS, around, assert_close, fake, folded, initializers, layer, network
@@ -15,6 +15,9 @@ from trained import LAYERS, around, assert_close, fake, folded, initializers, la
 import onnxq
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
+from onnxq.pipeline import Pipeline
+from onnxq.recipe import load_recipe
+from onnxq.target import load_target
 
 # ── weights ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -195,7 +198,11 @@ def test_the_report_lists_trained_layers_and_those_that_were_not(tmp_path: Path)
     onnx.save(case.model, path)
     result = onnxq.quantize(path, "qat", samples=case.feeds, output=tmp_path / "q.onnx")
     forms = {layer.name: layer.form for layer in result.report.layers}
-    assert forms == {"a": "w u8:channel, a u8", "c": "w u8:channel, a u8a", "y": "w s8:channel"}
+    assert forms == {
+        "a": "w u8:channel, a u8",
+        "c": "w u8:channel, a u8a",
+        "y": "w u8:channel, a u8",
+    }
     assert result.report.share("parameters") > 0.9
     assert result.report.share("macs") == 1
     assert [o.cosine > 0.999 for o in result.report.outputs] == [True]
@@ -209,6 +216,30 @@ def test_a_float_layer_of_a_trained_model_is_reported() -> None:
     result = folded(Case(model(text, v=normal(8, 4), **x_more, **w_more), []))
     assert [(r.name, r.form) for r in result.report.layers] == [("y", "float")]
     assert "not trained" in result.report.layers[0].reason
+
+
+def test_inspect_plans_a_trained_model_as_it_was_trained(tmp_path: Path) -> None:
+    case = network()
+    onnx.save(case.model, tmp_path / "trained.onnx")
+    report = onnxq.inspect(tmp_path / "trained.onnx")
+    assert {layer.name for layer in report.layers if layer.form != "float"} == {"a", "c", "y"}
+    assert report.share("macs") == 1
+    done = pipeline(ZOO["residual"]().model, ZOO["residual"]().feeds)
+    onnx.save(done.to_proto(), tmp_path / "done.onnx")
+    report = onnxq.inspect(tmp_path / "done.onnx")
+    assert {layer.reason for layer in report.layers} == {"the model was refused as a whole"}
+    assert any("quantized already" in warning for warning in report.warnings)
+
+
+def test_a_trained_model_in_qoperator_form_has_integer_operators_alone() -> None:
+    case = network()
+    steps = [*load_recipe("qat").passes, QOperator()]
+    result = Pipeline(steps).run(g.load(case.model), None, load_target("cpu"))
+    assert ops(result.graph) == ["QuantizeLinear", "QLinearConv", "QLinearConv", "Flatten", "QGemm"]
+    for feed in case.feeds:
+        expected = run(case.model, feed, False)["y"]
+        for optimize in (False, True):
+            assert sqnr(run(result.graph, feed, optimize)["y"], expected) > 40
 
 
 @pytest.mark.parametrize("name", ["residual", "matmul"])
