@@ -20,9 +20,10 @@ from onnxq import graph as g
 from onnxq import verify
 from onnxq.errors import OnnxqError
 from onnxq.layers import count_macs, record_layers
-from onnxq.passes import Assign, FoldBatchNorm, Normalize, Widen
+from onnxq.passes import Assign, FoldBatchNorm, FoldFakeQuant, Normalize, Widen
 from onnxq.passes.solve.assign import HEAVY
-from onnxq.pipeline import Pipeline, Progress, Result
+from onnxq.passes.solve.fake_quant import is_trained, without_fake_quant
+from onnxq.pipeline import Pass, Pipeline, Progress, Result
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.report import LayerRecord, Report
 from onnxq.runtime import Session
@@ -290,7 +291,13 @@ def _verify(
     report.verification_samples = len(feeds)
     progress("compare outputs", 1, steps)
     reference, optimized = _float_session(original, result, report, threads), session(True)
-    said = verify.Recorded(reference, feeds)
+    said = unquantized = verify.Recorded(reference, feeds)
+    if (trained := result.context.float_form) is not None:
+        # Training saw the model as written, which optimizations may round otherwise; how much
+        # that may change is measured by what its quantization changes.
+        as_written = _session_of(original, threads, optimize=False)
+        said = verify.Recorded(as_written, feeds)
+        unquantized = verify.Recorded(_session_of(without_fake_quant(trained), threads), feeds)
     report.outputs = verify.output_records(verify.compare(said, optimized, feeds))
     progress("time both models", 2, steps)
     timed = verify.latency([reference, optimized], feeds[0])
@@ -298,7 +305,11 @@ def _verify(
     del reference  # large models fit into memory one at a time
     progress("compare optimizations off and on", 3, steps)
     report.optimizations_sqnr_db = verify.check_optimizations(
-        result.to_proto(), verify.Recorded(session(False), feeds[:4]), optimized, said, feeds[:4]
+        result.to_proto(),
+        verify.Recorded(session(False), feeds[:4]),
+        optimized,
+        unquantized,
+        feeds[:4],
     )
     del optimized
     progress("compare layers", 4, steps)
@@ -327,21 +338,25 @@ def _float_session(
     original: g.Graph, result: Result, report: Report, threads: int | None
 ) -> Session:
     """The input model; computed in float32 where the runtime has no kernels for its types."""
-    proto, weights = g.to_proto_without_weights(original)
     try:
-        return Session(proto, threads=threads, initializers=weights)
+        return _session_of(original, threads)
     except OnnxqError as error:
-        proto, weights = g.to_proto_without_weights(result.prepared)
-        session = Session(proto, threads=threads, initializers=weights)
+        session = _session_of(result.prepared, threads)
         report.warn(f"compared with the model in float32, since as it is {error}")
         return session
+
+
+def _session_of(graph: g.Graph, threads: int | None, optimize: bool = True) -> Session:
+    proto, weights = g.to_proto_without_weights(graph)
+    return Session(proto, threads=threads, initializers=weights, optimize=optimize)
 
 
 def _rank(result: Result, report: Report, feeds: Sequence[verify.Feed]) -> None:
     """Each layer's own error and its share of the output error, into the report."""
     heavy = {r.output: r for r in report.layers if r.op in HEAVY}
     count_macs(result, report, feeds[0])
-    errors = verify.layer_errors(result.prepared, result.graph, list(heavy), feeds)
+    lowered = result.context.qdq_form or result.graph
+    errors = verify.layer_errors(result.prepared, lowered, list(heavy), feeds)
     for output, error in errors.items():
         if heavy[output].form != "float":
             heavy[output].sqnr_db = error.sqnr_db
@@ -479,12 +494,14 @@ def inspect(
     )  # fmt: skip
     original = g.load(path)
     report.operators = dict(Counter(node.op for node in g.walk(original)))
-    steps = [Widen(), Normalize(), FoldBatchNorm(), Assign(form=form)]  # type: ignore[arg-type]
+    steps: list[Pass] = [Widen(), Normalize(), FoldBatchNorm(), Assign(form=form)]  # type: ignore[arg-type]
+    if is_trained(original):
+        steps = [Widen(), Normalize(), FoldFakeQuant()]
     try:
         result = Pipeline(steps).run(original, None, device, report=report)
     except OnnxqError as error:
         report.warn(str(error))
-        result = Pipeline(steps[:3]).run(original, None, device, report=report)
+        result = Pipeline(steps[:-1]).run(original, None, device, report=report)
     record_layers(result, report)
     try:
         feed = synthesize(load_proto(path), n=1, seed=0, path=path)[0][0]

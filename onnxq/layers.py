@@ -7,8 +7,11 @@ import math
 from onnxq import graph as g
 from onnxq import verify
 from onnxq.passes.solve.assign import HEAVY
+from onnxq.passes.solve.fake_quant import twin
 from onnxq.pipeline import Result
 from onnxq.report import LayerRecord, Report
+
+REFUSED = "the model was refused as a whole"
 
 
 def record_layers(result: Result, report: Report) -> None:
@@ -28,11 +31,12 @@ def record_layers(result: Result, report: Report) -> None:
             continue
         if node.op == "Gather" and g.weight_view(node) is None:
             continue
-        form, reason = "float", record.reason if record else ""
+        form, reason = "float", record.reason if record else REFUSED
         if plan is not None and plan.quantized:
             formats = [f"w {plan.weight}"] if plan.weight else []
             formats += [f"a {plan.activation}"] if plan.activation else []
-            form, reason = ", ".join(formats), ""
+            form = ", ".join(formats)
+            reason = record.reason if record else ""
         report.layers.append(
             LayerRecord(
                 name=node.name,
@@ -48,7 +52,7 @@ def record_layers(result: Result, report: Report) -> None:
 def parameters(node: g.Node) -> int:
     """Numbers in a node's floating-point constants of rank two and more, and its biases."""
     sizes = [
-        math.prod(t.shape) for t in node.inputs
+        math.prod(t.shape) for t in twin(node).inputs
         if g.is_constant(t) and t.name and g.is_float(t)
     ]  # fmt: skip
     return sum(sizes)
@@ -56,6 +60,7 @@ def parameters(node: g.Node) -> int:
 
 def macs(node: g.Node, given: tuple[int, ...], output: tuple[int, ...]) -> int:
     """Multiply-accumulates of a layer, from its first input's and its output's shape."""
+    node = twin(node)
     view = g.weight_view(node)
     if node.op == "Gather":
         return 0

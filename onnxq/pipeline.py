@@ -70,6 +70,10 @@ class Context:
     activations: dict[str, QParams] = field(default_factory=dict)
     # What batch normalisation said of a tensor before it was folded: (mean, deviation) by channel.
     batch_statistics: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    # The model before a pass that plans and lowers at once; stands for `prepared`.
+    float_form: g.Graph | None = None
+    # The model as float tensors join its layers, where a lowering took those away: for comparing.
+    qdq_form: g.Graph | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     threads: int | None = None
@@ -156,7 +160,7 @@ class Pipeline:
             self._measure(number, graph, ctx)
             changes = step.apply(graph, ctx)
             if prepared is None and ctx.plan:
-                prepared = g.copy(graph)
+                prepared = ctx.float_form or g.copy(graph)
             if not step.analysis:
                 _check(graph, step, self.names[:number])
             ctx.report.passes.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,10 @@ class OpRule:
     constant_weight: bool | None = None
     batched: bool | None = None
 
+    def has_bits(self, activation_bits: int) -> bool:
+        """Whether activations are of this width, or of no matter to the rule."""
+        return self.activation is None or self.activation.bits == activation_bits
+
     def matches(self, node: gs.Node) -> bool:
         if self.depthwise is not None and self.depthwise != is_depthwise(node):
             return False
@@ -58,11 +62,17 @@ class Target:
     ops: dict[str, tuple[OpRule, ...]]
     left_float: dict[str, str] = field(default_factory=dict)
     session: dict[str, str] = field(default_factory=dict)
+    integer_operators: tuple[str, ...] = ()  # those that the QOperator form may use
 
-    def rule(self, node: gs.Node, form: Form) -> OpRule | None:
-        """The first rule that takes this node in this form."""
-        rules = self.ops.get(node.op, ())
-        return next((r for r in rules if r.form == form and r.matches(node)), None)
+    def rule(self, node: gs.Node, form: Form, activation_bits: int = 8) -> OpRule | None:
+        """The first rule that takes this node in this form, with activations of so many bits."""
+        rules = (r for r in self.ops.get(node.op, ()) if r.form == form)
+        return next((r for r in rules if r.has_bits(activation_bits) and r.matches(node)), None)
+
+    def activation_bits(self, form: Form) -> set[int]:
+        """The widths of activations that some rule of this form takes."""
+        rules = (rule for rules in self.ops.values() for rule in rules if rule.form == form)
+        return {rule.activation.bits for rule in rules if rule.activation is not None}
 
     def why_float(self, node: gs.Node, form: Form) -> str:
         """Why no rule takes this node, for the report."""
@@ -129,8 +139,14 @@ def _parse(name: str, text: str) -> Target:
     if "base" in data:
         base_name = toml.coerce(data.pop("base"), str, f"{where}: base")
         base = _parse(base_name, target_text(base_name))
-        inherited |= {key: getattr(base, key) for key in ("providers", "opset", "ops")}
-        inherited |= {key: getattr(base, key) for key in ("left_float", "session")}
+        kept = ("providers", "opset", "ops", "left_float", "session", "integer_operators")
+        inherited |= {key: getattr(base, key) for key in kept}
+    adds_pairs = toml.coerce(data.pop("adds_pairs", True), bool, f"{where}: adds_pairs")
+    if not adds_pairs:  # the base's rules hold, without their bounds on pairs
+        inherited["ops"] = {
+            op: tuple(replace(rule, pair_limit=None) for rule in rules)
+            for op, rules in inherited["ops"].items()
+        }
     own = toml.fill(
         Target, {k: v for k, v in data.items() if k not in ("rule", "ops")}, f"{where}: "
     )

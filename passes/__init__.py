@@ -2,11 +2,13 @@
 
 from onnxq.passes.lower.dynamic import Dynamic
 from onnxq.passes.lower.insert_qdq import InsertQDQ
+from onnxq.passes.lower.qoperator import QOperator
 from onnxq.passes.prepare.fold_batchnorm import FoldBatchNorm
 from onnxq.passes.prepare.normalize import Normalize
 from onnxq.passes.prepare.widen import Widen
 from onnxq.passes.solve.assign import Assign
 from onnxq.passes.solve.calibrate import Calibrate
+from onnxq.passes.solve.fold_fake_quant import FoldFakeQuant
 from onnxq.passes.solve.quantize_bias import QuantizeBias
 from onnxq.passes.solve.round_to_nearest import RoundToNearest
 from onnxq.passes.solve.spare_quiet import SpareQuiet
@@ -16,8 +18,10 @@ __all__ = [
     "Calibrate",
     "Dynamic",
     "FoldBatchNorm",
+    "FoldFakeQuant",
     "InsertQDQ",
     "Normalize",
+    "QOperator",
     "QuantizeBias",
     "RoundToNearest",
     "SpareQuiet",

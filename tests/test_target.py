@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import onnx_graphsurgeon as gs
 import pytest
 from awkward import depthwise, matmul, residual
 
@@ -54,7 +55,7 @@ def test_targets_without_vnni_bound_the_pairs_of_every_kernel_that_adds_in_16_bi
 ) -> None:
     for op in ("Conv", "Gemm", "MatMul"):
         for rule in load_target(name).ops[op]:
-            if rule.weight is not None and not rule.depthwise:
+            if rule.weight is not None and not rule.depthwise and rule.has_bits(8):
                 assert rule.pair_limit == 128, (op, rule.form)
                 assert rule.activation == QType.parse("u8a")
 
@@ -148,3 +149,29 @@ def test_auto_reads_the_machine(
     monkeypatch.setattr(targets, "cpu_flags", lambda: flags)
     assert detect() == expected
     assert load_target("auto").name == expected
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_every_target_has_16_bit_rules_for_the_products_it_has_8_bit_rules_for(name: str) -> None:
+    target = load_target(name)
+    assert target.activation_bits("static") == {8, 16}
+    assert target.activation_bits("dynamic") == {8}
+    for op in ("Conv", "Gemm", "MatMul"):
+        shapes = {
+            bits: {
+                r.constant_weight for r in target.ops[op] if r.form == "static" and r.has_bits(bits)
+            }
+            for bits in (8, 16)
+        }
+        assert shapes[16] - {None} == shapes[8] - {None}
+
+
+def test_a_rule_is_taken_by_the_width_of_its_activations() -> None:
+    target = load_target("cpu")
+    node = gs.Node("Add", inputs=[gs.Variable("a"), gs.Variable("b")])
+    for bits in (8, 16):
+        rule = target.rule(node, "static", bits)
+        assert rule is not None
+        assert rule.activation is not None
+        assert rule.activation.bits == bits
+    assert target.rule(node, "static", 4) is None

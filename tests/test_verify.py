@@ -202,7 +202,13 @@ def test_a_planted_outlier_in_the_weights_comes_first(outlier: int, tmp_path: Pa
     onnx.save(case.model, tmp_path / "m.onnx")
     (tmp_path / "mine.toml").write_text(PER_TENSOR)
     target = load_target(str(tmp_path / "mine.toml"))
-    result = onnxq.quantize(tmp_path / "m.onnx", samples=case.feeds, target=target, write=False)
+    result = onnxq.quantize(
+        tmp_path / "m.onnx",
+        samples=case.feeds,
+        target=target,
+        write=False,
+        settings=["assign.activation_bits=16"],
+    )
     ranked = result.report.ranked
     assert len(ranked) == 5
     assert ranked[0].name == f"c{outlier}"

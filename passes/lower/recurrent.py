@@ -40,8 +40,15 @@ def dequantized_matrix(
         maker.constant(f"{name}_zero_point", q.zero),
     ]
     real = maker.emit(body, "DequantizeLinear", inputs, name, axis=0)
-    shape = maker.constant(f"{name}_shape", np.array(view.tensor.shape, np.int64))
-    return maker.emit(body, "Reshape", [real, shape], name)
+    shape = list(view.tensor.shape)
+    if view.node.op == "MatMul":  # (*batch, in, out)
+        shape[-1], shape[-2] = shape[-2], shape[-1]
+    stored = maker.constant(f"{name}_shape", np.array(shape, np.int64))
+    real = maker.emit(body, "Reshape", [real, stored], name)
+    if view.node.op == "MatMul":
+        order = [*range(view.rank - 2), view.rank - 1, view.rank - 2]
+        real = maker.emit(body, "Transpose", [real], name, perm=order)
+    return real
 
 
 def _dynamic_lstm(

@@ -4,7 +4,7 @@ Laws, each leaving the function as it is:
 1. Constant nodes become initializers.
 2. Identity, and Dropout at inference, disappear.
 3. What is computed from initializers alone is computed now, unless it would grow.
-4. The opset rises to what the target needs.
+4. The opset rises to what the target or the recipe needs.
 """
 
 from __future__ import annotations
@@ -32,14 +32,18 @@ _AT_ONCE = 1 << 26  # bytes of initializers to compute with in one session
 
 @dataclass(frozen=True)
 class Normalize(Pass):
-    """Constants to initializers, reshaped weights folded, no-ops removed, opset raised."""
+    """Constants to initializers, reshaped weights folded, no-ops removed, opset raised.
 
+    `opset` is the least that the operators of later passes need; 0 leaves that to the target.
+    """
+
+    opset: int = 0
     name: ClassVar[str] = "normalize"
 
     def apply(self, graph: Graph, ctx: Context) -> int:
-        changes = 0
-        if graph.opset < ctx.target.opset:
-            _adopt(graph, g.raise_opset(graph, ctx.target.opset))
+        changes, least = 0, max(self.opset, ctx.target.opset)
+        if graph.opset < least:
+            _adopt(graph, g.raise_opset(graph, least))
             changes += 1
         for body in g.subgraphs(graph):
             for node in list(body.nodes):

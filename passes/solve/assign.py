@@ -17,6 +17,7 @@ from fnmatch import fnmatchcase
 from typing import ClassVar, TypeAlias
 
 import onnx_graphsurgeon as gs
+from onnxq.passes.solve.fake_quant import refuse_quantized
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError, suggest
@@ -43,10 +44,12 @@ class Assign(Pass):
 
     `form` is `static` (activations quantized with calibrated ranges) or `dynamic` (at run time).
     `include` and `exclude` hold patterns on node names and operator types: globs, or regular
-    expressions after `re:`.
+    expressions after `re:`. `activation_bits` is the width of activations: of the target's rules,
+    those with this width are taken.
     """
 
     form: Form = "static"
+    activation_bits: int = 8
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     name: ClassVar[str] = "assign"
@@ -55,10 +58,12 @@ class Assign(Pass):
     def apply(self, graph: Graph, ctx: Context) -> int:
         if ctx.plan:
             return 0
+        refuse_quantized(graph)
+        _check_bits(ctx, self.form, self.activation_bits)
         include = Selector((*self.include, *ctx.include), graph)
         exclude = Selector((*self.exclude, *ctx.exclude), graph)
         for body, hidden in _bodies(graph):
-            _Planner(body, ctx, self.form, include, exclude, hidden).run()
+            _Planner(body, ctx, self.form, self.activation_bits, include, exclude, hidden).run()
         done = len(ctx.plan.quantized(g.walk(graph)))
         if not done:
             heavy = [
@@ -75,6 +80,15 @@ class Assign(Pass):
             )
         _fork_shared_weights(graph, ctx)
         return done
+
+
+def _check_bits(ctx: Context, form: Form, bits: int) -> None:
+    known = sorted(ctx.target.activation_bits(form))
+    if known and bits not in known:
+        raise OnnxqError(
+            f"target {ctx.target.name} has no {form} rule with {bits}-bit activations, only with "
+            f"{' and '.join(map(str, known))}; choose another --target or preset"
+        )
 
 
 class Selector:
@@ -122,12 +136,13 @@ class _Planner:
         graph: Graph,
         ctx: Context,
         form: Form,
+        bits: int,
         include: Selector,
         exclude: Selector,
         hidden: bool,
     ) -> None:
         self.hidden = hidden
-        self.graph, self.ctx, self.form = graph, ctx, form
+        self.graph, self.ctx, self.form, self.bits = graph, ctx, form, bits
         self.include, self.exclude = include, exclude
         self.coded: set[str] = set()  # tensors that are handed on as codes
         self.wanted = self._find_wanted()
@@ -206,7 +221,7 @@ class _Planner:
                 and not (g.is_constant(node.inputs[2]) and not g.values(node.inputs[2]).any()))
         ):  # fmt: skip
             return None
-        rule = self.ctx.target.rule(node, self.form)
+        rule = self.ctx.target.rule(node, self.form, self.bits)
         if rule is None:
             return None
         if not any(t.name in self.wanted for t in node.outputs):
@@ -217,7 +232,7 @@ class _Planner:
         """The target's rule for a node that the user wants quantized."""
         if self.exclude(node) or (self.include and node.op in HEAVY and not self.include(node)):
             return None
-        rule = self.ctx.target.rule(node, self.form)
+        rule = self.ctx.target.rule(node, self.form, self.bits)
         if rule is not None and self._unseen(rule, node):
             return None
         if rule is None or node.op not in HEAVY:
@@ -234,7 +249,7 @@ class _Planner:
             return "not among the included"
         if node.op == "Gather" and g.weight_view(node) is None:
             return ""
-        rule = self.ctx.target.rule(node, self.form)
+        rule = self.ctx.target.rule(node, self.form, self.bits)
         if rule is not None and self._unseen(rule, node):
             return HIDDEN
         if node.op in g.RECURRENT and g.weight_view(node) is None:

@@ -198,3 +198,53 @@ def test_a_weight_that_a_float_node_reads_too_is_left_to_it() -> None:
     float_node = next(n for n in result.graph.nodes if n.name == "c")
     np.testing.assert_array_equal(float_node.inputs[1].values, original["w"])
     assert kept["w"].dtype == np.float32
+
+
+# ── 16-bit activations ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["residual", "moves", "attention", "gemm"])
+def test_16_bits_are_taken_where_asked_for_and_nowhere_else(name: str) -> None:
+    case = ZOO[name]()
+    for bits, target in ((8, "cpu"), (16, "cpu"), (16, "cpu-vnni"), (16, "cpu-arm64")):
+        plan, graph = plan_of(case, target, activation_bits=bits)
+        found = {p.activation.bits for _, p in plan.quantized(g.walk(graph)) if p.activation}
+        assert found == {bits}
+        products = [p for n, p in plan.quantized(g.walk(graph)) if g.weight_view(n) is not None]
+        assert {str(p.weight) for p in products} == {"s8:channel"}
+
+
+def test_int16x8_stores_16_bit_pairs_and_the_runtime_agrees_with_itself() -> None:
+    for name in ("conv_bn_relu6", "residual", "gemm", "attention", "moves", "branches", "pools"):
+        case = ZOO[name]()
+        result = pipeline(case.model, case.feeds, "int16x8")
+        proto = result.to_proto()
+        assert proto.opset_import[0].version == 21
+        zeros = {n.inputs[2].dtype for n in result.graph.nodes if n.op == "QuantizeLinear"}
+        assert zeros == {np.dtype(np.uint16)}
+        for feed in case.feeds:
+            on, off = run(proto, feed), run(proto, feed, False)
+            assert min(sqnr(on[key], off[key]) for key in off) > 80
+
+
+def test_16_bit_activations_lose_what_the_weights_lose_and_no_more() -> None:
+    """Weights that 8 bits hold exactly: what is left is the error of the activations."""
+    weight = np.round(normal(16, 8, scale=40)).clip(-127, 127)
+    weight[0] = 127
+    text = "(float[n,16] x) => (float[n,8] y) { y = MatMul (x, w) }"
+    case = Case(model(text, w=weight), [{"x": normal(4, 16, seed=k)} for k in range(8)])
+    errors = {}
+    for preset in ("int8-static", "int16x8"):
+        settings = ["calibrate.method=minmax"]
+        result = pipeline(case.model, case.feeds, preset, "cpu-vnni", settings)
+        errors[preset] = min(
+            sqnr(run(result.graph, feed)["y"], run(case.model, feed)["y"]) for feed in case.feeds
+        )
+    assert errors["int16x8"] > errors["int8-static"] + 30  # 8 bits are 48 dB
+
+
+@pytest.mark.parametrize(("form", "bits"), [("static", 4), ("dynamic", 16)])
+def test_bits_that_a_target_has_no_rule_for_are_an_error_in_one_line(form: str, bits: int) -> None:
+    with pytest.raises(OnnxqError, match=f"target cpu has no {form} rule with {bits}-bit") as error:
+        plan_of(ZOO["residual"](), form=form, activation_bits=bits)
+    assert "\n" not in str(error.value)

@@ -318,6 +318,8 @@ def test_16_bit_activations_and_weights_are_closer_to_float(tmp_path: Path) -> N
         output = "float"
         source = "a test"
     """)
-    result = pipeline(source, feeds, target=load_target(str(path)))
+    result = pipeline(
+        source, feeds, target=load_target(str(path)), settings=["assign.activation_bits=16"]
+    )
     for feed in feeds:
         assert sqnr(run(result.graph, feed, False)["y"], run(source, feed)["y"]) > 70

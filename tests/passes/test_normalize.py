@@ -2,7 +2,7 @@ import numpy as np
 import onnx
 import pytest
 from awkward import ZOO, constant_nodes, opset_11, tied
-from graphs import apply, model, normal, ops, relative, run
+from graphs import apply, context, model, normal, ops, relative, run
 from onnxq.passes import Normalize
 
 from onnxq import graph as g
@@ -83,6 +83,16 @@ def test_opset_11_becomes_13() -> None:
     assert changes > 0
     squeeze = next(node for node in graph.nodes if node.op == "Squeeze")
     assert squeeze.inputs[1].values.tolist() == [2, 3]  # axes became an input in 13
+
+
+@pytest.mark.parametrize(("least", "expected"), [(0, 13), (12, 13), (21, 21)])
+def test_the_opset_rises_to_what_recipe_and_target_need(least: int, expected: int) -> None:
+    case = opset_11()
+    graph, _, _ = apply(Normalize(opset=least), case.model)
+    assert g.to_proto(graph).opset_import[0].version == expected
+    assert Normalize(opset=least).apply(graph, context()) == 0
+    for feed in case.feeds:
+        assert relative(run(graph, feed)["y"], run(case.model, feed)["y"]) < 1e-6
 
 
 def test_a_constant_read_inside_a_body_is_an_initializer_outside() -> None:
