@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx.shape_inference
 import onnx.version_converter
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
@@ -312,6 +313,27 @@ def dtype(tensor: gs.Tensor) -> np.dtype[Any] | None:
     if isinstance(tensor.dtype, int):
         return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.dtype))
     return None if tensor.dtype is None else np.dtype(tensor.dtype)
+
+
+def infer_types(graph: Graph) -> None:
+    """Give tensors whose type is not declared the one that follows from what makes them."""
+    light = copy(graph)
+    for tensor in constants(light):
+        if math.prod(tensor.shape) >= _LARGE:
+            tensor._values = _stub(tensor)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(to_proto(light))
+    except Exception:  # of a model that contradicts itself; what is not known stays unknown
+        return
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for body in (inferred.graph, *_body_protos(inferred.graph))
+        for value in (*body.value_info, *body.output)
+        if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type
+    }
+    for name, tensor in tensors(graph).items():
+        if tensor.dtype is None and name in types:
+            tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(types[name])
 
 
 def is_float(tensor: gs.Tensor) -> bool:

@@ -619,7 +619,7 @@ def test_a_bad_target(text: bytes, said: str, out: Path) -> None:
         (["--recipe", "none.toml"], "there is no recipe file 'none.toml'"),
         (["--recipe", "."], "there is no preset '.'"),
         (["--recipe", "{folder}"], "is a folder; name a .toml file"),
-        (["--preset", "int8"], "there is no preset 'int8'; nearest: int8-"),
+        (["--preset", "int8"], "there is no preset 'int8'; nearest: int"),
         (["--target", "gpu"], "there is no target 'gpu'"),
         (["--target", "{folder}"], "is a folder; name a .toml file"),
         (["--set", "calibrate.method"], "--set wants pass.field=value"),

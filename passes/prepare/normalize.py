@@ -2,7 +2,7 @@
 
 Laws, each leaving the function as it is:
 1. Constant nodes become initializers.
-2. Identity, and Dropout at inference, disappear.
+2. Identity, Dropout at inference, and Cast to the type that a tensor has disappear.
 3. What is computed from initializers alone is computed now, unless it would grow.
 4. The opset rises to what the target or the recipe needs.
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnxq import graph as g
@@ -92,8 +93,12 @@ def _replace_everywhere(old: gs.Tensor, new: gs.Tensor) -> None:
 
 
 def _remove_no_op(graph: Graph, node: Node) -> bool:
-    if not g.is_standard(node) or node.op not in ("Identity", "Dropout"):
+    if not g.is_standard(node) or node.op not in ("Identity", "Dropout", "Cast"):
         return False
+    if node.op == "Cast":
+        kind = g.dtype(node.inputs[0])
+        if kind is None or onnx.helper.np_dtype_to_tensor_dtype(kind) != node.attrs["to"]:
+            return False
     if node.op == "Dropout":
         mask_used = len(node.outputs) > 1 and (
             node.outputs[1].outputs or g.is_output(graph, node.outputs[1])

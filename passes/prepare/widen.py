@@ -33,8 +33,11 @@ class Widen(Pass):
     name: ClassVar[str] = "widen"
 
     def apply(self, graph: Graph, ctx: Context) -> int:
-        maker, changes = g.Maker(graph), 0
         bodies = list(g.subgraphs(graph))
+        if not any(_concerns(body) for body in bodies):
+            return 0
+        maker, changes = g.Maker(graph), 0
+        g.infer_types(graph)
         for body in bodies:
             changes += _custom_operators(body, maker)
         changes += _inputs(graph, maker) + _outputs(graph, maker)
@@ -47,6 +50,15 @@ class Widen(Pass):
         if changes:
             g.tidy(graph)
         return changes
+
+
+def _concerns(body: Graph) -> bool:
+    """Whether anything in a body is of another floating-point type than float32."""
+    double = np.dtype(np.float64)
+    if any(_is_narrow(t) or g.dtype(t) == double for t in body.tensors().values()):
+        return True
+    return any(value in _NARROW_CODES for n in body.nodes for value in n.attrs.values()
+               if isinstance(value, int))  # fmt: skip
 
 
 def _is_narrow(tensor: gs.Tensor) -> bool:
