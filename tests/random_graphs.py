@@ -350,17 +350,18 @@ def _case(builder: Builder, shape: Shape, outputs: list[Value]) -> Case:
 # ── what must hold ───────────────────────────────────────────────────────────────────────────────
 
 
-def check_preset(case: Case, preset: str) -> None:
+def check_preset(case: Case, preset: str) -> str:
     """Quantized, it loads, means with graph optimizations what it means without, and is close.
 
     Where eight bits are not close, sixteen have to be: then it was the rounding, not the rewriting.
+    Returns "quantized" or "refused".
     """
     expected = [run(case.model, feed) for feed in case.feeds]
     try:
         graph = pipeline(case.model, case.feeds, preset).graph
     except OnnxqError as error:
         if any(reason in str(error) for reason in REFUSALS):
-            return
+            return "refused"
         raise
     onnx.checker.check_model(g.to_proto(graph), full_check=True)
     plain, optimized = (
@@ -377,6 +378,7 @@ def check_preset(case: Case, preset: str) -> None:
         close = close and cosine(on, want) >= LEAST_COSINE
     if not close:
         check_finely(case, expected)
+    return "quantized"
 
 
 def check_finely(case: Case, expected: list[dict[str, Array]]) -> None:

@@ -5,7 +5,7 @@ from awkward import Case
 from hypothesis import HealthCheck, given, settings
 from random_graphs import check_preset, random_graphs
 
-PRESETS = ("int8-static", "int8-dynamic")
+PRESETS = ("int8-static", "int8-dynamic", "int16x8", "int8-static-qoperator")
 EXAMPLES = 500
 
 
@@ -18,4 +18,4 @@ EXAMPLES = 500
 )
 @given(case=random_graphs())
 def test_a_random_graph_is_quantized_or_refused_with_a_reason(preset: str, case: Case) -> None:
-    check_preset(case, preset)
+    assert check_preset(case, preset) in ("quantized", "refused")
