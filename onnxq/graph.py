@@ -354,6 +354,14 @@ def values(tensor: gs.Constant) -> Array:
     return np.asarray(tensor._values.load() if lazy else tensor.values)
 
 
+def is_idle_cast(node: Node) -> bool:
+    """A Cast to the type that its input has."""
+    if node.op != "Cast" or not is_standard(node):
+        return False
+    kind = dtype(node.inputs[0])
+    return kind is not None and onnx.helper.np_dtype_to_tensor_dtype(kind) == node.attrs["to"]
+
+
 def is_standard(node: Node) -> bool:
     return node.domain in _STANDARD_DOMAINS
 

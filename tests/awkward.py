@@ -604,6 +604,39 @@ def if_with_convolutions() -> Case:
 
 
 @awkward
+def moved_into_a_body() -> Case:
+    """Codes that are moved and then read by the branches of an If alone."""
+    text = """(float[n,3,6,6] x, bool choice) => (float[n,4,9] y) {
+        c = Conv (x, w)
+        s = Slice (c, zero, three, axis)
+        r = Reshape (s, shape)
+        y = If (choice) <
+            then_branch = yes () => (float[n,4,9] out) { out = Neg (r) },
+            else_branch = no () => (float[n,4,9] out) { out = MatMul (r, v) }
+        >
+    }"""
+    made = model(
+        text, w=normal(4, 3, 1, 1), v=normal(9, 9, seed=1), zero=np.array([0, 0]),
+        three=np.array([3, 3]), axis=np.array([2, 3]), shape=np.array([0, 4, 9]),
+    )  # fmt: skip
+    return _choices(Case(made, feeds_of(x=(1, 3, 6, 6))))
+
+
+@awkward
+def casts_before_a_body() -> Case:
+    """Casts that turn into nothing once all is float32, before a body that reads what they make."""
+    text = """(float[n,4] x, bool choice) => (float[n,4] y) {
+        h = Cast <to = 10> (x)
+        f = Cast <to = 1> (h)
+        y = If (choice) <
+            then_branch = yes () => (float[n,4] out) { out = MatMul (f, w) },
+            else_branch = no () => (float[n,4] out) { out = Neg (f) }
+        >
+    }"""
+    return _choices(Case(model(text, w=normal(4, 4)), feeds_of(x=(2, 4))))
+
+
+@awkward
 def loop_body() -> Case:
     """A recurrence written out: a state is carried, each step's result stacked."""
     text = """(float[n,4] x, int64 steps) => (float[n,4] y, float[k,n,4] all) {

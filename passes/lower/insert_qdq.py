@@ -30,8 +30,9 @@ class InsertQDQ(Pass):
 
     def apply(self, graph: Graph, ctx: Context) -> int:
         maker, changes = g.Maker(graph), 0
-        for body in list(g.subgraphs(graph)):
-            writer, nodes = _Writer(body, ctx, maker), list(body.nodes)
+        source: dict[str, str] = {}
+        for body in list(g.subgraphs(graph)):  # outermost first
+            writer, nodes = _Writer(body, ctx, maker, source), list(body.nodes)
             changes += sum(writer.node(*planned) for planned in ctx.plan.quantized(nodes))
             changes += writer.activations()
         g.tidy(graph)
@@ -39,10 +40,13 @@ class InsertQDQ(Pass):
 
 
 class _Writer:
-    """Writes one graph or body: a kernel fuses only with what stands in the same one."""
+    """Writes one graph or body: a kernel fuses only with what stands in the same one.
 
-    def __init__(self, body: Graph, ctx: Context, maker: g.Maker) -> None:
-        self.body, self.ctx, self.maker = body, ctx, maker
+    `source` is what each pair's output stands for, those of enclosing graphs included.
+    """
+
+    def __init__(self, body: Graph, ctx: Context, maker: g.Maker, source: dict[str, str]) -> None:
+        self.body, self.ctx, self.maker, self.source = body, ctx, maker, source
         self.dequantized: dict[str, gs.Variable] = {}  # weight or activation → its DQ output
 
     def node(self, node: Node, plan: NodePlan) -> int:
@@ -73,7 +77,7 @@ class _Writer:
         for node, plan in planned:
             for slot in plan.inputs:
                 tensor = node.inputs[slot]
-                if tensor.name in self.ctx.activations and not self._is_dequantized(tensor):
+                if self._name(tensor) in self.ctx.activations and not self._is_dequantized(tensor):
                     node.inputs[slot] = self._pair(tensor)
                     changes += 1
         return changes
@@ -82,7 +86,7 @@ class _Writer:
         if tensor.name not in self.ctx.activations or tensor.name in self.dequantized:
             return 0
         params = self.ctx.activations[tensor.name]
-        readers = [r for r in tensor.outputs if r.op != "QuantizeLinear" and g.owns(self.body, r)]
+        readers = [r for r in tensor.outputs if r.op != "QuantizeLinear"]
         maker = tensor.inputs[0]
         if not readers and not g.is_output(self.body, tensor):
             return 0  # written down already
@@ -105,15 +109,19 @@ class _Writer:
             g.replace_input(reader, tensor, self._pair(tensor))
         return 1
 
+    def _name(self, tensor: gs.Tensor) -> str:
+        return self.source.get(tensor.name, tensor.name)
+
     def _pair(self, tensor: gs.Variable) -> gs.Variable:
-        if tensor.name not in self.dequantized:
-            out = gs.Variable(self.maker.name(f"{tensor.name}_dequantized"), dtype=tensor.dtype)
-            self._quantize_dequantize(tensor, self.ctx.activations[tensor.name], out)
-            self.dequantized[tensor.name] = out
-        return self.dequantized[tensor.name]
+        name = self._name(tensor)
+        if name not in self.dequantized:
+            out = gs.Variable(self.maker.name(f"{name}_dequantized"), dtype=tensor.dtype)
+            self._quantize_dequantize(tensor, self.ctx.activations[name], out)
+            self.dequantized[name], self.source[out.name] = out, name
+        return self.dequantized[name]
 
     def _quantize_dequantize(self, x: gs.Variable, params: QParams, out: gs.Variable) -> None:
-        name = x.name
+        name = self._name(x)
         scale = self.maker.constant(f"{name}_scale", params.scale)
         zero = self.maker.constant(f"{name}_zero_point", params.zero)
         codes = self.maker.emit(self.body, "QuantizeLinear", [x, scale, zero], name)

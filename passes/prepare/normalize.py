@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from onnxq import graph as g
@@ -93,12 +92,10 @@ def _replace_everywhere(old: gs.Tensor, new: gs.Tensor) -> None:
 
 
 def _remove_no_op(graph: Graph, node: Node) -> bool:
-    if not g.is_standard(node) or node.op not in ("Identity", "Dropout", "Cast"):
+    if g.is_idle_cast(node):
+        return g.bypass(graph, node)
+    if not g.is_standard(node) or node.op not in ("Identity", "Dropout"):
         return False
-    if node.op == "Cast":
-        kind = g.dtype(node.inputs[0])
-        if kind is None or onnx.helper.np_dtype_to_tensor_dtype(kind) != node.attrs["to"]:
-            return False
     if node.op == "Dropout":
         mask_used = len(node.outputs) > 1 and (
             node.outputs[1].outputs or g.is_output(graph, node.outputs[1])

@@ -144,6 +144,7 @@ class _Planner:
         self.hidden = hidden
         self.graph, self.ctx, self.form, self.bits = graph, ctx, form, bits
         self.include, self.exclude = include, exclude
+        self.own = {id(node) for node in graph.nodes}
         self.coded: set[str] = set()  # tensors that are handed on as codes
         self.wanted = self._find_wanted()
 
@@ -289,6 +290,11 @@ class _Planner:
         return wanted
 
     def _wants_codes(self, reader: Node, wanted: set[str]) -> bool:
+        """A reader in a body counts as one that does: onnxruntime 1.31 crashes where it finds a
+        DequantizeLinear before what moves values into a body, and codes moved there are as good.
+        """
+        if id(reader) not in self.own:
+            return True
         rule = self.rule(reader) if g.is_standard(reader) else None
         if reader.op in HEAVY:
             return rule is not None and rule.activation is not None
