@@ -339,7 +339,7 @@ def _float_session(
 ) -> Session:
     """The input model; computed in float32 where the runtime has no kernels for its types."""
     try:
-        return _session_of(original, threads)
+        return Session(report.model, threads=threads)
     except OnnxqError as error:
         session = _session_of(result.prepared, threads)
         report.warn(f"compared with the model in float32, since as it is {error}")

@@ -28,6 +28,7 @@ Graph: TypeAlias = gs.Graph
 Node: TypeAlias = gs.Node
 
 _LARGE = 1 << 16  # numbers in an initializer that is worth leaving out of a ModelProto
+_MAPPED = 1 << 30  # bytes of external weights; more are read by a session from their files
 _CARRIED = "onnxq_carried"  # what graphsurgeon drops: kept on the graph as a ModelProto shell
 G_LOGGER.severity = G_LOGGER.ERROR  # its warnings are of no use to whoever reads ours
 _STANDARD_DOMAINS = (None, "", "ai.onnx")
@@ -84,9 +85,12 @@ def to_proto(graph: Graph) -> onnx.ModelProto:
 def to_proto_without_weights(graph: Graph) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """The ModelProto with large initializers left out, and those by name.
 
-    A session takes them as they are in memory (`Session(initializers=…)`), so that a model of any
-    size is neither copied nor serialized to be run.
+    A session takes them from memory (`Session(initializers=…)`), so that they need not be
+    serialized. It copies them: where they are many, they stay in their files, which it maps.
     """
+    outside = {c.name: c._values for c in constants(graph) if isinstance(c._values, ExternalValues)}
+    if sum(values.nbytes for values in outside.values()) > _MAPPED:
+        return to_proto(graph), {}
     light, stubs = copy(graph), dict[str, gs.ir.tensor.LazyValues]()
     weights: dict[str, Array] = {}
     unambiguous = _same_everywhere(light)

@@ -20,9 +20,6 @@ from onnxq.storage import save_proto
 from onnxq.tensors import initializers, is_external, read_in
 
 Array = NDArray[Any]
-_REPACK_LIMIT = (
-    1 << 30
-)  # bytes of weights; more are used as they are, not copied into another order
 _SERIALIZE_LIMIT = 1_800_000_000  # bytes; above it a model goes through a file
 _NO_KERNEL = re.compile(r"([\w.]+):(\w+)\(-?\d+\) is not a registered function/op")
 _NO_SCHEMA = re.compile(r"No Op registered for (\w+) with domain_version of (\d+)")
@@ -123,8 +120,6 @@ class Session:
         }
         if self._weights:
             options.add_external_initializers(list(self._weights), list(self._weights.values()))
-        if sum(a.nbytes for a in (initializers or {}).values()) > _REPACK_LIMIT:
-            options.add_session_config_entry("session.disable_prepacking", "1")
         with ExitStack() as files:  # the session has read what it needs once it is made
             try:
                 source = self._source(model, files)

@@ -220,21 +220,31 @@ def layer_errors(
     }
     namer = g.Namer(shadow)
     shadow_names = {name: _attach(shadow, name, piece, namer) for name, piece in pieces.items()}
-    local = _session_with_outputs(shadow, [*pieces, *shadow_names.values(), *_outputs(reference)])
-    injected, deltas = _with_deltas(reference, list(pieces))
-    quiet = {delta: np.zeros((), np.float32) for delta in deltas.values()}
+    outputs = _outputs(reference)
+    wanted = [*pieces, *shadow_names.values(), *outputs]
     errors = {name: LayerError() for name in pieces}
+    feeds = list(feeds)
+    seen: list[tuple[dict[str, Array], dict[str, Array]]] = []
+    local = _session_with_outputs(shadow, wanted)
     for feed in feeds:
         values = local.run(feed)
+        differences: dict[str, Array] = {}
         for name, error in errors.items():
-            exact, rounded = values[name], values[shadow_names[name]]
-            difference = (rounded - exact).astype(np.float32)
+            exact = values[name]
+            difference = (values[shadow_names[name]] - exact).astype(np.float32)
             error.signal += float(np.vdot(exact, exact))
             error.noise += float(np.vdot(difference, difference))
-            outputs = injected.run({**feed, **quiet, deltas[name]: difference})
-            for output in _outputs(reference):
-                a = np.asarray(values[output], np.float64)
-                b = np.asarray(outputs[output], np.float64) - a
+            differences[name] = difference
+        seen.append(({name: values[name] for name in outputs}, differences))
+    del local  # of large models one session fits at a time
+    injected, deltas = _with_deltas(reference, list(pieces))
+    quiet = {delta: np.zeros((), np.float32) for delta in deltas.values()}
+    for feed, (exact_outputs, differences) in zip(feeds, seen, strict=True):
+        for name, error in errors.items():
+            said = injected.run({**feed, **quiet, deltas[name]: differences[name]})
+            for output in outputs:
+                a = np.asarray(exact_outputs[output], np.float64)
+                b = np.asarray(said[output], np.float64) - a
                 error.output_signal += float(np.vdot(a, a))
                 error.output_noise += float(np.vdot(b, b))
     return errors

@@ -27,14 +27,16 @@ def cosine(actual: list[Array], expected: list[Array]) -> float:
     return float(a @ b / norm) if norm else float(np.array_equal(a, b))
 
 
-def check_the_same(graph: g.Graph, feeds: Feeds, expected: list[dict[str, Array]]) -> None:
+def check_the_same(
+    graph: g.Graph, feeds: Feeds, expected: list[dict[str, Array]], loose: bool
+) -> None:
     for feed, outputs in zip(feeds, expected, strict=True):
         for optimize in (False, True):
             actual = run(graph, feed, optimize)
             assert list(actual) == list(outputs)
             for key, values in outputs.items():
                 assert actual[key].dtype == values.dtype
-                narrow = values.dtype == np.float16
+                narrow = values.dtype == np.float16 or loose
                 np.testing.assert_allclose(
                     actual[key], values, rtol=2e-3 if narrow else 1e-5,
                     atol=(4e-3 if narrow else 1e-5) * np.abs(values).max(initial=0),
@@ -88,7 +90,7 @@ def test_each_pass_leaves_a_graph_that_runs_and_a_second_apply_changes_nothing(
         if step.name in LOWERING:
             check_close(graph, case.feeds, expected)
         elif not step.analysis and step.name != "assign":
-            check_the_same(graph, case.feeds, expected)
+            check_the_same(graph, case.feeds, expected, loose="casts" in name)
 
 
 @pytest.mark.parametrize("name", ZOO)
