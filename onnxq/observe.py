@@ -28,16 +28,24 @@ class Observer(Protocol):
 
 
 class Extremes(NamedTuple):
+    """The smallest and the largest value; the largest magnitude in the sample that has it, and in
+    any other: `others` is None where there were fewer than four.
+    """
+
     low: float
     high: float
+    loudest: int = 0
+    others: float | None = None
 
 
 @dataclass
 class MinMax:
-    """The smallest and the largest value."""
+    """The smallest and the largest value, and the two samples with the largest magnitudes."""
 
     low: float = np.inf
     high: float = -np.inf
+    count: int = 0
+    loudest: list[tuple[float, int]] = field(default_factory=list)
 
     def update(self, x: Array) -> None:
         if not x.size:
@@ -46,12 +54,22 @@ class MinMax:
         if not math.isfinite(high - low):
             raise FloatingPointError("NaN or infinite")
         self.low, self.high = min(self.low, low), max(self.high, high)
+        self._note([(max(-low, high), self.count)])
+        self.count += 1
+
+    def _note(self, magnitudes: list[tuple[float, int]]) -> None:
+        self.loudest = sorted([*self.loudest, *magnitudes], reverse=True)[:2]
 
     def merge(self, other: MinMax) -> None:
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self._note([(magnitude, self.count + n) for magnitude, n in other.loudest])
+        self.count += other.count
 
     def result(self) -> Extremes:
-        return Extremes(self.low, self.high) if self.low <= self.high else Extremes(0.0, 0.0)
+        if not self.count:
+            return Extremes(0.0, 0.0)
+        others = self.loudest[1][0] if self.count >= 4 else None
+        return Extremes(self.low, self.high, self.loudest[0][1], others)
 
 
 @dataclass
@@ -60,8 +78,15 @@ class HistogramResult:
 
     counts: NDArray[np.int64]
     limit: float
-    low: float
-    high: float
+    extremes: Extremes
+
+    @property
+    def low(self) -> float:
+        return self.extremes.low
+
+    @property
+    def high(self) -> float:
+        return self.extremes.high
 
     @property
     def centers(self) -> NDArray[np.float64]:
@@ -116,8 +141,7 @@ class Histogram:
         self.extremes.merge(other.extremes)
 
     def result(self) -> HistogramResult:
-        low, high = self.extremes.result()
-        return HistogramResult(self.counts, self.limit or 1.0, low, high)
+        return HistogramResult(self.counts, self.limit or 1.0, self.extremes.result())
 
 
 class ChannelMoments(NamedTuple):

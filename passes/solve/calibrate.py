@@ -29,6 +29,7 @@ from onnxq.qtype import QParams, QType
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 CANDIDATES = 40
+OUTLIER = 4.0  # times the largest magnitude of all other samples
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,22 @@ class Calibrate(Pass):
                 seen = ctx.stats[name] if draws is None else histogram_of(draws)
                 low, high = self.range(seen, qtype)
                 ctx.activations[name] = QParams.from_range(low, high, qtype)
+                if draws is None:
+                    self._warn_of_outlier(name, seen, max(-low, high), ctx)
                 made += 1
         _share_along_movers(graph, ctx)
         return made
+
+    def _warn_of_outlier(
+        self, name: str, seen: HistogramResult | Extremes, limit: float, ctx: Context
+    ) -> None:
+        """A range that one sample sets, far beyond all others, makes every code coarser."""
+        extremes = seen if isinstance(seen, Extremes) else seen.extremes
+        if extremes.others and limit > OUTLIER * extremes.others:
+            ctx.report.warn(
+                f"sample {extremes.loudest} alone sets the range of {name!r}: {limit:.3g}, where "
+                f"all others stay within {extremes.others:.3g}; leave it out if it is a mistake"
+            )
 
     def range(self, seen: HistogramResult | Extremes, qtype: QType) -> tuple[float, float]:
         """The real range to represent, from a histogram or from the extremes alone."""

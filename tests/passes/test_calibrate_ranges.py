@@ -161,3 +161,14 @@ def test_what_only_moves_values_keeps_their_scale() -> None:
         assert params[name] is params["r"]
     for name in ("t", "f"):
         assert params[name] is params["j"]
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile"])
+def test_a_range_that_one_sample_sets_is_named_with_the_sample(method: str) -> None:
+    case = matmul()
+    feeds = [*case.feeds, *case.feeds]
+    feeds[5] = {"x": feeds[5]["x"] * np.float32(50)}
+    settings = [f"calibrate.method={method}"]
+    warnings = pipeline(case.model, feeds, settings=settings).report.warnings
+    assert any("sample 5 alone sets the range of 'x'" in warning for warning in warnings)
+    assert not pipeline(case.model, case.feeds, settings=settings).report.warnings
