@@ -1,0 +1,210 @@
+"""Between files, ModelProtos and graphs: weights stay where they are until somebody reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx.shape_inference
+import onnx_graphsurgeon as gs
+
+from onnxq.errors import OnnxqError
+from onnxq.graph.edit import constant, name_nodes, name_tensors
+from onnxq.graph.walk import (
+    Array,
+    Graph,
+    constants,
+    dtype,
+    is_constant,
+    subgraphs,
+    tensors,
+    values,
+)
+from onnxq.storage import ExternalValues, load_proto, save_proto
+
+LARGE_NUMBERS = 1 << 16  # in an initializer that is worth leaving out of a ModelProto
+CARRIED = "onnxq_carried"  # what graphsurgeon drops: kept on the graph as a ModelProto shell
+_MAPPED = 1 << 30  # bytes of external weights; more are read by a session from their files
+
+
+def load(source: str | Path | onnx.ModelProto) -> Graph:
+    """A graph from a file or a ModelProto; external weights are read only when somebody asks.
+
+    Local functions are inlined; nodes and the tensors of bodies get names of their own.
+    """
+    model = source if isinstance(source, onnx.ModelProto) else load_proto(source)
+    try:
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        graph = gs.import_onnx(model)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise OnnxqError(f"this model cannot be read: {text}; check it with onnx.checker") from None
+    if not isinstance(source, onnx.ModelProto):
+        folder = Path(source).parent
+        for constant in constants(graph):
+            values = constant._values
+            if isinstance(values, gs.ir.tensor.LazyValues) and values.tensor.external_data:
+                constant._values = ExternalValues(values.tensor, folder)
+                constant.data_location = None  # new values of the constant are in no file
+    graph.__dict__[CARRIED] = onnx.ModelProto(
+        ir_version=model.ir_version,
+        domain=model.domain,
+        model_version=model.model_version,
+        doc_string=model.doc_string,
+        metadata_props=model.metadata_props,
+    )
+    name_tensors(graph)
+    name_nodes(graph)
+    return graph
+
+
+def to_proto(graph: Graph) -> onnx.ModelProto:
+    """The ModelProto of a graph, metadata and doc string included."""
+    model = gs.export_onnx(graph, do_type_check=False)
+    _hoist(model.graph, graph)
+    shell = graph.__dict__.get(CARRIED, onnx.ModelProto())
+    model.MergeFrom(shell)
+    # A newer opset, and the types it brings, need a newer format.
+    # Before format 4 initializers had to be inputs as well.
+    model.ir_version = max(minimum_ir_version(graph.opset), shell.ir_version, 4)
+    model.producer_name, model.producer_version = "onnxq", ""
+    return model
+
+
+def to_proto_without_weights(graph: Graph) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """The ModelProto with large initializers left out, and those by name.
+
+    A session takes them from memory (`Session(initializers=…)`), so that they need not be
+    serialized. It copies them: where they are many, they stay in their files, which it maps.
+    """
+    outside = {c.name: c._values for c in constants(graph) if isinstance(c._values, ExternalValues)}
+    if sum(values.nbytes for values in outside.values()) > _MAPPED:
+        return to_proto(graph), {}
+    light, stubs = copy(graph), dict[str, gs.ir.tensor.LazyValues]()
+    weights: dict[str, Array] = {}
+    unambiguous = same_everywhere(light)
+    for tensor in constants(light):
+        name = tensor.name
+        large = name in unambiguous and math.prod(tensor.shape) >= LARGE_NUMBERS
+        kind = dtype(tensor)
+        if kind is None or kind.kind not in "fiu" or not large:
+            if isinstance(tensor._values, ExternalValues):  # a session looks in no other folder
+                tensor._values = constant(name, values(tensor))._values
+            continue
+        if name not in stubs:
+            weights[name] = np.ascontiguousarray(values(tensor))
+            stubs[name] = stub(tensor)
+        tensor._values = stubs[name]
+    return to_proto(light), weights
+
+
+def stub(tensor: gs.Constant) -> gs.ir.tensor.LazyValues:
+    """A tensor's name, type and shape, with its values said to be elsewhere."""
+    proto = onnx.TensorProto(
+        name=tensor.name,
+        dims=tensor.shape,
+        data_type=gs.exporters.onnx_exporter.dtype_to_onnx(tensor.dtype),
+        data_location=onnx.TensorProto.EXTERNAL,
+    )
+    proto.external_data.add(key="location", value="in-memory")
+    return gs.ir.tensor.LazyValues(proto)
+
+
+def same_everywhere(graph: Graph) -> set[str]:
+    """Names of constants that mean one thing in the graph and in all bodies."""
+    owners: dict[str, set[int]] = {}
+    for body in subgraphs(graph):
+        for name, tensor in body.tensors().items():
+            values_of = id(tensor._values) if is_constant(tensor) else 0
+            owners.setdefault(name, set()).add(values_of)
+    return {name for name, owner in owners.items() if len(owner) == 1 and 0 not in owner}
+
+
+def _hoist(proto: onnx.GraphProto, graph: Graph) -> None:
+    """Keep a weight that bodies read once, in the outermost graph, not in every body."""
+    bodies = list(body_protos(proto))
+    if not bodies:
+        return
+    unambiguous = same_everywhere(graph)
+    seen = [t.name for body in bodies for t in body.initializer]
+    known = {t.name for t in proto.initializer}
+    for body in bodies:
+        kept = []
+        for tensor in body.initializer:
+            shared = tensor.name in known or seen.count(tensor.name) > 1
+            large = math.prod(tensor.dims) >= LARGE_NUMBERS
+            if tensor.name not in unambiguous or not (shared or large):
+                kept.append(tensor)
+            elif tensor.name not in known:
+                proto.initializer.append(tensor)
+                known.add(tensor.name)
+        del body.initializer[:]
+        body.initializer.extend(kept)
+
+
+def body_protos(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Every body inside a graph, innermost last."""
+    for node in proto.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                if body.node or body.output:
+                    yield body
+                    yield from body_protos(body)
+
+
+def save(graph: Graph, path: str | Path) -> int:
+    """Write a graph whole or not at all. Returns the bytes written."""
+    return save_proto(to_proto(graph), path)
+
+
+def copy(graph: Graph) -> Graph:
+    """A copy of nodes and tensors that shares the weights' values."""
+    twin = graph.copy()
+    if CARRIED in graph.__dict__:
+        twin.__dict__[CARRIED] = graph.__dict__[CARRIED]
+    return twin
+
+
+def set_metadata(graph: Graph, entries: dict[str, str]) -> None:
+    """Add or replace metadata_props of the model that will be saved."""
+    shell = onnx.ModelProto()
+    shell.CopyFrom(graph.__dict__.get(CARRIED, shell))
+    kept = [p for p in shell.metadata_props if p.key not in entries]
+    old = {p.key: p.value for p in kept}
+    del shell.metadata_props[:]
+    onnx.helper.set_model_props(shell, old | entries)
+    graph.__dict__[CARRIED] = shell
+
+
+def minimum_ir_version(opset: int) -> int:
+    """The oldest IR version that may carry an opset, from ONNX's own version table."""
+    rows: list[Any] = onnx.helper.VERSION_TABLE
+    fitting = [row[1] for row in rows if row[2] >= opset]
+    return min(fitting) if fitting else onnx.IR_VERSION
+
+
+def infer_types(graph: Graph) -> None:
+    """Give tensors whose type is not declared the one that follows from what makes them."""
+    light = copy(graph)
+    for tensor in constants(light):
+        if math.prod(tensor.shape) >= LARGE_NUMBERS:
+            tensor._values = stub(tensor)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(to_proto(light))
+    except Exception:  # of a model that contradicts itself; what is not known stays unknown
+        return
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for body in (inferred.graph, *body_protos(inferred.graph))
+        for value in (*body.value_info, *body.output)
+        if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type
+    }
+    for name, tensor in tensors(graph).items():
+        if tensor.dtype is None and name in types:
+            tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(types[name])
