@@ -17,7 +17,8 @@ from onnxq.errors import OnnxqError, suggest
 Feed = dict[str, NDArray[Any]]
 Shape = tuple[int | str | None, ...]
 
-_CASTS = {("int32", "int64"), ("float64", "float32"), ("float16", "float32")}
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+_CASTS = {("int32", "int64")} | {(a, b) for a in _FLOATS for b in _FLOATS}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -130,6 +133,8 @@ class Session:
                 raise load_error(error) from None
         self.inputs = [value.name for value in self.ort.get_inputs()]
         self.outputs = [value.name for value in self.ort.get_outputs()]
+        ends = [*self.ort.get_inputs(), *self.ort.get_outputs()]
+        self._has_bfloat16 = any(value.type == "tensor(bfloat16)" for value in ends)
 
     def _source(self, model: str | Path | onnx.ModelProto, files: ExitStack) -> str | bytes:
         if not isinstance(model, onnx.ModelProto):
@@ -162,9 +167,30 @@ class Session:
     ) -> dict[str, Array]:
         """Outputs by name. Raises OnnxqError when the model does not run on this feed."""
         names = list(names or self.outputs)
+        known = {name: feed[name] for name in feed if name in self.inputs}
         try:
-            known = {name: feed[name] for name in feed if name in self.inputs}
-            return dict(zip(names, self.ort.run(names, known), strict=True))
+            run = self._run_bfloat16 if self._has_bfloat16 else self.ort.run
+            return dict(zip(names, run(names, known), strict=True))
         except Exception as error:
             text = " ".join(str(error).split())
             raise OnnxqError(f"the model does not run on this sample: {text}") from None
+
+    def _run_bfloat16(self, names: list[str], feed: Mapping[str, Array]) -> list[Array]:
+        """As `InferenceSession.run`, which knows of no bfloat16 in NumPy."""
+        made = self.ort.run_with_ort_values(names, {k: _ort_value(a) for k, a in feed.items()})
+        return [_array(value) for value in made]
+
+
+def _ort_value(array: Array) -> ort.OrtValue:
+    if array.dtype != ml_dtypes.bfloat16:
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    bits = np.ascontiguousarray(array).view(np.uint16)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
+
+
+def _array(value: ort.OrtValue) -> Array:
+    if not value.is_tensor() or value.data_type() != "tensor(bfloat16)":
+        return value.numpy()
+    size = int(np.prod(value.shape()))
+    bits = (ctypes.c_uint16 * size).from_address(value.data_ptr()) if size else []
+    return np.array(bits, np.uint16).view(ml_dtypes.bfloat16).reshape(value.shape())

@@ -105,7 +105,7 @@ def compare(reference: Runs, other: Runs, feeds: Iterable[Feed]) -> dict[str, Co
     for feed in feeds:
         left, right = reference.run(feed, names), other.run(feed, names)
         for name in names:
-            if left[name].dtype.kind in "fiu":
+            if left[name].dtype.kind in "fiu" or left[name].dtype.name == "bfloat16":
                 found[name].update(left[name], right[name])
     return {name: c for name, c in found.items() if c.reference_energy or c.other_energy}
 

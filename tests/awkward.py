@@ -911,6 +911,21 @@ def bfloat16() -> Case:
 
 
 @awkward
+def bfloat16_ends() -> Case:
+    """bfloat16 in, bfloat16 out; NumPy knows it through ml_dtypes alone."""
+    import ml_dtypes
+
+    text = """(bfloat16[n,8] x) => (bfloat16[n,4] y) {
+        h = MatMul (x, w)
+        r = Relu (h)
+        y = MatMul (r, v)
+    }"""
+    weights = {"w": normal(8, 8), "v": normal(8, 4, seed=1)}
+    made = model(text, **{k: v.astype(ml_dtypes.bfloat16) for k, v in weights.items()})
+    return Case(made, [{"x": normal(3, 8, seed=k).astype(ml_dtypes.bfloat16)} for k in range(6)])
+
+
+@awkward
 def double() -> Case:
     text = """(double[n,8] x) => (double[n,4] y) {
         h = MatMul (x, w)

@@ -26,7 +26,7 @@ def test_a_model_survives_loading_and_writing(name: str) -> None:
     again = g.to_proto(g.load(case.model))
     if name != "no_shapes":  # which the checker refuses as it comes
         onnx.checker.check_model(again, full_check=True)
-    if name in ("bfloat16", "names"):  # which the runtime refuses as they come
+    if "bfloat16" in name or name == "names":  # which the runtime refuses as they come
         return
     for key, values in run(case.model, case.feeds[0], optimize=False).items():
         np.testing.assert_array_equal(run(again, case.feeds[0], optimize=False)[key], values)

@@ -68,9 +68,9 @@ def dtype(tensor: gs.Tensor) -> np.dtype[Any] | None:
 
 
 def is_float(tensor: gs.Tensor) -> bool:
-    """float16, float32 or float64."""
+    """float16, float32, float64 or bfloat16."""
     kind = dtype(tensor)
-    return kind is not None and kind.kind == "f"
+    return kind is not None and (kind.kind == "f" or kind.name == "bfloat16")
 
 
 def values(tensor: gs.Constant) -> Array:

@@ -108,7 +108,7 @@ class _Writer:
         if tail:
             shape = self.maker.constant(f"{node.name}_bias_shape", np.array([-1, *tail]))
             bias = self._emit(node, "Reshape", [bias, shape])
-        factor = self.maker.constant(f"{node.name}_beta", beta)
+        factor = self.maker.constant(f"{node.name}_beta", np.asarray(beta))
         return bias if beta == 1 else self._emit(node, "Mul", [bias, factor])
 
     def _normalize_rows(self, node: Node, x: gs.Tensor) -> tuple[gs.Variable, gs.Variable]:

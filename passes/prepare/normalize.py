@@ -124,7 +124,8 @@ def _fold_constants(graph: Graph) -> int:
         if any(id(reader) not in folded for reader in tensor.outputs)
     ]
     while frontier:
-        group, size = [], 0
+        group: list[gs.Tensor] = []
+        size = 0
         while frontier and (not group or size < _AT_ONCE):
             group.append(frontier.pop(0))
             size += _weight_behind(group[-1], makers)
