@@ -51,7 +51,12 @@ class Input(NamedTuple):
 
 
 def open_session(model: onnx.ModelProto, path: Path | None) -> ort.InferenceSession:
-    return Session(path or model).ort
+    try:
+        return Session(path or model).ort
+    except OnnxqError as error:
+        raise OnnxqError(
+            f"{error} (samples cannot be made up with it; --data gives real ones)"
+        ) from None
 
 
 def run(session: ort.InferenceSession, feed: Feed) -> list[Any]:

@@ -382,7 +382,7 @@ def check_preset(case: Case, preset: str) -> str:
 
 
 def check_finely(case: Case, expected: list[dict[str, Array]]) -> None:
-    settings = ["calibrate.method=minmax"]
+    settings = ["calibrate.method=minmax", "assign.activation_bits=16"]
     result = pipeline(case.model, case.feeds, "int8-static", fine_target(), settings)
     for feed, outputs in zip(case.feeds, expected, strict=True):
         for key, want in outputs.items():

@@ -32,6 +32,16 @@ def bodies(node: Node) -> list[Graph]:
     return [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
 
 
+def hidden(graph: Graph, in_scan: bool = False) -> Iterator[Graph]:
+    """Bodies inside the body of a Scan, whose tensors cannot be brought out (see `Probe`)."""
+    for node in graph.nodes:
+        for body in bodies(node):
+            if in_scan:
+                yield from subgraphs(body)
+            else:
+                yield from hidden(body, node.op == "Scan")
+
+
 def walk(graph: Graph) -> Iterator[Node]:
     """Every node, bodies of control flow included, in order."""
     for inner in subgraphs(graph):

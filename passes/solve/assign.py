@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar, TypeAlias
+from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 from onnxq.passes.solve.fake_quant import refuse_quantized
@@ -35,7 +34,6 @@ SHORT_ROWS = f"rows of fewer than {SHORTEST_ROW}: a scale for each would cost wh
 FLOAT_INPUTS = "its inputs are float: quantizing them would cost more than it saves"
 HIDDEN = "in a body inside a Scan, where its activations cannot be observed"
 CONSTANT_OPERAND = "one operand is constant: its rounding would cost accuracy"
-_Body: TypeAlias = tuple[Graph, bool]
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,11 @@ class Assign(Pass):
         _check_bits(ctx, self.form, self.activation_bits)
         include = Selector((*self.include, *ctx.include), graph)
         exclude = Selector((*self.exclude, *ctx.exclude), graph)
-        for body, hidden in _bodies(graph):
-            _Planner(body, ctx, self.form, self.activation_bits, include, exclude, hidden).run()
+        hidden = {id(body) for body in g.hidden(graph)}
+        for body in g.subgraphs(graph):
+            planner = _Planner(body, ctx, self.form, self.activation_bits, include, exclude)
+            planner.hidden = id(body) in hidden
+            planner.run()
         done = len(ctx.plan.quantized(g.walk(graph)))
         if not done:
             heavy = [
@@ -120,16 +121,13 @@ def _matches(pattern: str, node: Node) -> bool:
     return fnmatchcase(node.name, pattern) or fnmatchcase(node.op, pattern)
 
 
-def _bodies(graph: Graph, in_scan: bool = False, hidden: bool = False) -> Iterator[_Body]:
-    """The graph and its bodies, and whether one is inside the body of a Scan: out of sight."""
-    yield graph, hidden
-    for node in graph.nodes:
-        for body in g.bodies(node):
-            yield from _bodies(body, node.op == "Scan", hidden or in_scan)
-
-
 class _Planner:
-    """Plans one graph; a body by itself, for codes do not cross its border."""
+    """Plans one graph; a body by itself, for codes do not cross its border.
+
+    In a `hidden` one activations cannot be observed.
+    """
+
+    hidden = False
 
     def __init__(
         self,
@@ -139,9 +137,7 @@ class _Planner:
         bits: int,
         include: Selector,
         exclude: Selector,
-        hidden: bool,
     ) -> None:
-        self.hidden = hidden
         self.graph, self.ctx, self.form, self.bits = graph, ctx, form, bits
         self.include, self.exclude = include, exclude
         self.own = {id(node) for node in graph.nodes}
