@@ -152,7 +152,7 @@ def test_loudness_is_the_median_and_the_mean_of_each_samples_mean_square(count: 
 
 @pytest.mark.parametrize("cut", [0, 1, 20, 40])
 def test_loudness_of_two_halves_merged_is_that_of_one_run(cut: int) -> None:
-    tensors = levels(7, 40)
+    tensors = levels(7, 20) * 2
     left, right = fed(Loudness, tensors[:cut]), fed(Loudness, tensors[cut:])
     left.merge(right)
     assert left == fed(Loudness, tensors)
