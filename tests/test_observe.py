@@ -10,7 +10,16 @@ from graphs import Array, normal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxq.observe import BINS, Extremes, Histogram, HistogramResult, MinMax, Moments, Observer
+from onnxq.observe import (
+    BINS,
+    Extremes,
+    Histogram,
+    HistogramResult,
+    Loudness,
+    MinMax,
+    Moments,
+    Observer,
+)
 
 TENSORS = [normal(*shape, seed=k, scale=10.0 ** (k - 2)) for k, shape in enumerate(
     [(1, 3, 4), (1, 5, 4), (1, 7, 4), (2, 1, 4), (1, 1, 4)]
@@ -129,6 +138,66 @@ def test_moments_are_the_mean_and_variance_along_an_axis(axis: int) -> None:
     whole = np.stack([np.moveaxis(t, axis, 0).reshape(4, -1) for t in tensors], axis=1)
     np.testing.assert_allclose(mean, whole.mean(axis=(1, 2), dtype=float), rtol=1e-5)
     np.testing.assert_allclose(variance, whole.var(axis=(1, 2), dtype=float), rtol=1e-5)
+
+
+# ── loudness ─────────────────────────────────────────────────────────────────────────────────────
+
+TENTH = 10**0.005  # half of the tenth of a decibel to which a level is rounded
+
+
+def levels(seed: int, count: int) -> list[Array]:
+    """Samples of many lengths and of all levels from -50 dB to 50 dB."""
+    rng = np.random.default_rng(seed)
+    return [
+        normal(1, int(rng.integers(1, 90)), 4, seed=k, scale=10.0 ** rng.uniform(-2.5, 2.5))
+        for k in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 50, 51])
+def test_loudness_is_the_median_and_the_mean_of_each_samples_mean_square(count: int) -> None:
+    tensors = levels(count, count)
+    squares = sorted(float(np.square(t, dtype=np.float64).mean()) for t in tensors)
+    median, mean = fed(Loudness, tensors).result()
+    middle = squares[(count - 1) // 2]  # of an even number the lower of the two
+    assert middle / TENTH <= median <= middle * TENTH
+    assert np.mean(squares) / TENTH <= mean <= np.mean(squares) * TENTH
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20, 40])
+def test_loudness_of_two_halves_merged_is_that_of_one_run(cut: int) -> None:
+    tensors = levels(7, 20) * 2
+    left, right = fed(Loudness, tensors[:cut]), fed(Loudness, tensors[cut:])
+    left.merge(right)
+    assert left == fed(Loudness, tensors)
+    assert left.result() == fed(Loudness, tensors).result()
+
+
+def test_silence_has_no_loudness_and_does_not_count() -> None:
+    silence = np.zeros((1, 3, 4), np.float32)
+    assert fed(Loudness, []).result() == (0, 0)
+    assert fed(Loudness, [silence, silence[:, :0]]).result() == (0, 0)
+    one = np.full((2, 2), 2, np.float32)
+    median, mean = fed(Loudness, [silence, one, silence, silence]).result()
+    assert median == mean == pytest.approx(4, rel=0.012)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_loudness_of_what_is_not_finite_is_refused(bad: float) -> None:
+    with pytest.raises(FloatingPointError):
+        Loudness().update(np.array([1, bad], np.float32))
+
+
+def test_loudness_of_large_values_and_of_tiny_ones_overflows_nowhere() -> None:
+    for value in (1e-30, 3e38):
+        median, _ = fed(Loudness, [np.full(7, value, np.float32)]).result()
+        assert median == pytest.approx(value**2, rel=0.012)
+
+
+def test_loudness_of_a_long_sample_is_that_of_a_part_that_visits_every_channel() -> None:
+    x = normal(512, 1024) * (1 + np.arange(1024, dtype=np.float32))
+    median, _ = fed(Loudness, [x]).result()
+    assert median == pytest.approx(float(np.square(x, dtype=np.float64).mean()), rel=0.05)
 
 
 # What is kept of 64 samples is what is kept of 4.

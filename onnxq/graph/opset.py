@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx
 import onnx.version_converter
+import onnx_graphsurgeon as gs
 
 from onnxq.errors import OnnxqError
 from onnxq.graph.proto import CARRIED, LARGE_NUMBERS, copy, load, minimum_ir_version, stub, to_proto
@@ -19,10 +20,11 @@ def raise_opset(graph: Graph, opset: int) -> Graph:
         return graph
     light = copy(graph)
     kept: dict[str, Any] = {}  # large weights stay out of the converter, which copies its input
+    stubs: dict[int, gs.ir.tensor.LazyValues] = {}  # what bodies share they go on sharing
     for tensor in constants(light):
         if math.prod(tensor.shape) >= LARGE_NUMBERS:
-            kept[tensor.name] = tensor._values
-            tensor._values = stub(tensor)
+            kept[tensor.name] = held = tensor._values
+            tensor._values = stubs.setdefault(id(held), stub(tensor))
     model = to_proto(light)
     try:
         converted = _converted(model, opset)

@@ -22,6 +22,7 @@ from onnxq.pipeline import Context, Pass
 
 _NARROW = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 _NARROW_CODES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+_TYPE_ATTRIBUTES = ("to", "dtype")
 _FLOAT = int(onnx.TensorProto.FLOAT)
 _KNOWN_DOMAINS = ("com.microsoft", "ai.onnx.ml")  # their operators take float32 as well
 
@@ -56,11 +57,11 @@ class Widen(Pass):
 
 def _concerns(body: Graph) -> bool:
     """Whether anything in a body is of another floating-point type than float32."""
-    double = np.dtype(np.float64)
-    if any(_is_narrow(t) or g.dtype(t) == double for t in body.tensors().values()):
+    others = (*_NARROW, np.dtype(np.float64))
+    kinds = {g.dtype(tensor) for tensor in body.tensors().values()}
+    if any(kind is not None and kind in others for kind in kinds):  # NumPy's None is float64
         return True
-    return any(value in _NARROW_CODES for n in body.nodes for value in n.attrs.values()
-               if isinstance(value, int))  # fmt: skip
+    return any(n.attrs.get(key) in _NARROW_CODES for n in body.nodes for key in _TYPE_ATTRIBUTES)
 
 
 def _is_narrow(tensor: gs.Tensor) -> bool:
@@ -87,6 +88,13 @@ def _is_cast(node: Node | None) -> bool:
     return node is not None and node.op == "Cast"
 
 
+def _is_made_for_custom(tensor: gs.Tensor) -> bool:
+    """Whether a Cast makes a tensor that nothing reads in float32."""
+    return _is_cast(g.producer(tensor)) and all(
+        _is_custom(r) or _is_cast(r) for r in tensor.outputs
+    )
+
+
 def _custom_tensors(bodies: list[Graph]) -> set[int]:
     """What custom operators read and make, which keeps its type."""
     return {
@@ -100,7 +108,7 @@ def _custom_operators(body: Graph, maker: g.Maker) -> int:
     changes = 0
     for node in [n for n in body.nodes if _is_custom(n)]:
         for slot, tensor in enumerate(node.inputs):
-            if tensor.name and _is_narrow(tensor) and not _is_cast(g.producer(tensor)):
+            if tensor.name and _is_narrow(tensor) and not _is_made_for_custom(tensor):
                 node.inputs[slot] = _cast(body, tensor, _code(tensor), maker)
                 changes += 1
         for tensor in node.outputs:
@@ -114,8 +122,9 @@ def _custom_operators(body: Graph, maker: g.Maker) -> int:
 
 
 def _inputs(graph: Graph, maker: g.Maker) -> int:
+    """A Cast after each narrow input, and after constants that are outputs, for what reads them."""
     changes = 0
-    for tensor in graph.inputs:
+    for tensor in (*graph.inputs, *filter(g.is_constant, graph.outputs)):
         readers = [r for r in tensor.outputs if not _is_cast(r)]
         if _is_narrow(tensor) and readers:
             wide = _cast(graph, tensor, _FLOAT, maker)
@@ -156,7 +165,7 @@ def _types(body: Graph, kept: set[int]) -> int:
         if _is_custom(node) or any(id(t) in kept for t in node.outputs):
             continue
         for key, value in node.attrs.items():
-            if key in ("to", "dtype") and value in _NARROW_CODES:
+            if key in _TYPE_ATTRIBUTES and value in _NARROW_CODES:
                 node.attrs[key] = _FLOAT
                 changes += 1
             elif g.is_constant(value) and _is_narrow(value):

@@ -33,6 +33,7 @@ SHORTEST_ROW = 16
 SHORT_ROWS = f"rows of fewer than {SHORTEST_ROW}: a scale for each would cost what it saves"
 FLOAT_INPUTS = "its inputs are float: quantizing them would cost more than it saves"
 HIDDEN = "in a body inside a Scan, where its activations cannot be observed"
+BATCH_FIRST = "its batch stands first (layout 1), which the integer kernel does not know"
 CONSTANT_OPERAND = "one operand is constant: its rounding would cost accuracy"
 
 
@@ -230,7 +231,7 @@ class _Planner:
         if self.exclude(node) or (self.include and node.op in HEAVY and not self.include(node)):
             return None
         rule = self.ctx.target.rule(node, self.form, self.bits)
-        if rule is not None and self._unseen(rule, node):
+        if rule is not None and (self._unseen(rule, node) or _is_batch_first(rule, node)):
             return None
         if rule is None or node.op not in HEAVY:
             return rule
@@ -249,6 +250,8 @@ class _Planner:
         rule = self.ctx.target.rule(node, self.form, self.bits)
         if rule is not None and self._unseen(rule, node):
             return HIDDEN
+        if rule is not None and _is_batch_first(rule, node):
+            return BATCH_FIRST
         if node.op in g.RECURRENT and g.weight_view(node) is None:
             return "its weights are computed, not constant"
         if node.op == "MatMul" and g.weight_view(node) is None:
@@ -296,6 +299,11 @@ class _Planner:
             return rule is not None and rule.activation is not None
         passes_on = rule is not None or reader.op in ("Relu", "Clip")
         return passes_on and all(t.name in wanted for t in reader.outputs)
+
+
+def _is_batch_first(rule: OpRule, node: Node) -> bool:
+    """A recurrence that its integer kernel, which has no attribute `layout`, would misread."""
+    return rule.activation is not None and node.op in g.RECURRENT and bool(node.attrs.get("layout"))
 
 
 def _fork_shared_weights(graph: Graph, ctx: Context) -> None:

@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-from onnxq.passes.solve.assign import HEAVY
+from onnxq.passes.solve.assign import HEAVY, MOVERS
 
 from onnxq import graph as g
 from onnxq.graph import Graph
 from onnxq.observe import Loudness, Observer
 from onnxq.pipeline import Context, NodePlan, Pass
+
+UNEVEN = "its samples differ so much in loudness that 8 bits keep nothing of the quiet ones"
 
 
 @dataclass(frozen=True)
@@ -34,23 +36,31 @@ class SpareQuiet(Pass):
     def observe(self, graph: Graph, ctx: Context) -> Mapping[str, Observer]:
         return {
             f"{name}#loudness": Loudness()
-            for node, plan in _layers(graph, ctx)
+            for node, plan in _readers(graph, ctx)
             for name in _signals(node, plan)
         }
 
     def apply(self, graph: Graph, ctx: Context) -> int:
         spared: list[str] = []
-        for node, plan in _layers(graph, ctx):
-            if any(self._too_uneven(name, ctx) for name in _signals(node, plan)):
+        others_spared = 0
+        for node, plan in _readers(graph, ctx):
+            if not any(self._too_uneven(name, ctx) for name in _signals(node, plan)):
+                continue
+            if plan.weight:
                 ctx.plan[node.name] = replace(plan, activation=None, inputs=(), output=False)
                 spared.append(node.name)
+                continue
+            ctx.plan[node.name] = NodePlan(reason=UNEVEN)
+            others_spared += 1
+            if node.op not in MOVERS:
+                ctx.report.skip(node.name, node.op, UNEVEN)
         if spared:
             others = f" and {len(spared) - 1} more" if len(spared) > 1 else ""
             ctx.report.warn(
                 f"{spared[0]!r}{others}: weights only are quantized, since the samples differ so "
                 "much in loudness that 8 bits of activation keep nothing of the quiet ones"
             )
-        return len(spared)
+        return len(spared) + others_spared
 
     def _too_uneven(self, name: str, ctx: Context) -> bool:
         median, mean = ctx.stats[f"{name}#loudness"]
@@ -63,12 +73,14 @@ class SpareQuiet(Pass):
         )
 
 
-def _layers(graph: Graph, ctx: Context) -> list[tuple[g.Node, NodePlan]]:
-    """Layers with weights of which the activations can stay float."""
+def _readers(graph: Graph, ctx: Context) -> list[tuple[g.Node, NodePlan]]:
+    """Layers with weights of which the activations can stay float, and what joins them: a Relu
+    between two such layers would bring the codes back.
+    """
     return [
         (node, plan)
         for node, plan in ctx.plan.quantized(g.walk(graph))
-        if node.op in HEAVY and plan.weight and plan.inputs
+        if (plan.inputs or plan.output) and (plan.weight or node.op not in HEAVY)
     ]
 
 

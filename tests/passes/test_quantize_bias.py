@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from awkward import ZOO, Case
-from graphs import Array, feeds_of, model, normal, ops, pipeline, run, sqnr
+from graphs import Array, feeds_of, fused, model, normal, ops, pipeline, run, sqnr
 
 from onnxq import graph as g
 from onnxq.pipeline import Result
@@ -103,3 +105,31 @@ def test_a_shared_bias_is_kept_once_for_each_scale() -> None:
     assert not np.array_equal(biases[0].codes, biases[1].codes)
     for feed in feeds:
         assert sqnr(run(result.graph, feed)["y"], run(source, feed)["y"]) > 28
+
+
+def test_two_layers_that_share_a_weight_and_both_widen_it_stay_fused(tmp_path: Path) -> None:
+    """Each bias widens another channel; both kernels take the weight and their bias as codes."""
+    w = normal(4, 4, 1, 1)
+    w[1] *= 1e-8
+    w[2] *= 1e-7
+    text = """(float[n,4,5,5] x) => (float[n,4,5,5] y, float[n,4,5,5] z) {
+        y = Conv (x, w, one)
+        z = Conv (x, w, other)
+    }"""
+    one, other = np.float32([1, 900, 3, 4]), np.float32([1, 2, 5e4, 4])
+    case = Case(model(text, w=w, one=one, other=other), feeds_of(x=(1, 4, 5, 5)))
+    result = pipeline(case.model, case.feeds)
+    weight, before = result.context.weights["w"], np.abs(w[:, :, 0, 0]).max(axis=1) / 127
+    assert (weight.scale[1:3] > 10 * before[1:3]).all()
+    for key, exact in (("y", one), ("z", other)):
+        bias = result.context.weights[f"{key}#bias"]
+        assert np.abs(bias.codes.astype(np.int64)).max() <= 1.001 * 2**30  # a scale is a float32
+        np.testing.assert_allclose(bias.dequantize()[:, 0], exact, rtol=1e-3, atol=1e-2)
+    assert ops(fused(g.to_proto(result.graph), tmp_path / "f.onnx")).count("QLinearConv") == 2
+    for feed in case.feeds:
+        exact_outputs = run(case.model, feed)
+        for optimize in (False, True):
+            found = run(result.graph, feed, optimize)
+            for key, values in exact_outputs.items():
+                step = float(result.context.activations[key].scale)
+                assert np.abs(found[key] - values).max() <= 1.6 * step, key
