@@ -39,6 +39,10 @@ class Widen(Pass):
             return 0
         maker, changes = g.Maker(graph), 0
         g.infer_types(graph)
+        casts = {
+            id(node) for body in bodies for node in body.nodes
+            if _is_cast(node) and not g.is_idle_cast(node)
+        }  # fmt: skip
         for body in bodies:
             changes += _custom_operators(body, maker)
         changes += _inputs(graph, maker) + _outputs(graph, maker)
@@ -49,7 +53,8 @@ class Widen(Pass):
             for node in list(body.nodes):
                 changes += _layer_in_double(body, node, maker)
                 # Not left to the runtime: 1.31 loses tensors that bodies read behind such a Cast.
-                changes += g.is_idle_cast(node) and g.bypass(body, node)
+                if id(node) in casts and g.is_idle_cast(node):
+                    changes += g.bypass(body, node)
         if changes:
             g.tidy(graph)
         return changes
