@@ -200,10 +200,11 @@ def raise_opset(graph: Graph, opset: int) -> Graph:
         return graph
     light = copy(graph)
     kept: dict[str, Any] = {}  # large weights stay out of the converter, which copies its input
+    stubs: dict[int, gs.ir.tensor.LazyValues] = {}  # what bodies share they go on sharing
     for tensor in constants(light):
         if math.prod(tensor.shape) >= _LARGE:
-            kept[tensor.name] = tensor._values
-            tensor._values = _stub(tensor)
+            kept[tensor.name] = held = tensor._values
+            tensor._values = stubs.setdefault(id(held), _stub(tensor))
     model = to_proto(light)
     try:
         converted = _converted(model, opset)
