@@ -49,14 +49,14 @@ AUDIO = {"speech": "silero_test_16k.wav", "enhancement": "gtcrn_mix_16k.wav"}
 
 @dataclass(frozen=True)
 class Score:
-    """What a quantized model scores beside float: `float` and `quantized` are in `measure`;
+    """What a quantized model scores: `reference` (float's) and `quantized` are in `measure`;
     `likeness` says how like float its answers are, right or wrong, and `text` puts it in words.
     """
 
     likeness: float
     text: str
     measure: str = ""
-    float: float = math.nan
+    reference: float = math.nan
     quantized: float = math.nan
 
 
@@ -130,7 +130,7 @@ class Bench:
 
     def stream(self, name: str, model: Path) -> tuple[NDArray[Any], list[Feed]]:
         audio = read_wav(self.shared / "data" / "audio" / AUDIO[TASKS[name]])
-        return {"speech": speech, "enhancement": enhanced}[TASKS[name]](model, audio)
+        return speech(model, audio) if TASKS[name] == "speech" else enhanced(model, audio)
 
     # ── scores ───────────────────────────────────────────────────────────────────────────────
 
@@ -241,7 +241,7 @@ def cells(row: Row) -> list[str]:
     if not row.report or not row.score:
         return [row.model, row.preset, "", "", "", "", row.reason, "", ""]
     report, score = row.report, row.score
-    both = [f"{v:.4f}" if score.measure else "" for v in (score.float, score.quantized)]
+    both = [f"{v:.4f}" if score.measure else "" for v in (score.reference, score.quantized)]
     return [
         row.model, row.preset,
         f"{report.float_bytes / 1e3:,.0f} → {report.quantized_bytes / 1e3:,.0f}",
@@ -266,10 +266,9 @@ def left_float(rows: list[Row]) -> list[list[str]]:
             if layer.form == "float":
                 text = f"{layer.op}: {layer.reason}"
                 held[text] = held.get(text, 0) + layer.parameters
-        held["constants of no layer"] = row.report.parameters - sum(
-            n.parameters for n in row.report.layers
-        )
-        total = max(1, row.report.parameters, sum(n.parameters for n in row.report.layers))
+        of_layers = sum(layer.parameters for layer in row.report.layers)
+        held["constants of no layer"] = row.report.parameters - of_layers
+        total = max(1, row.report.parameters, of_layers)
         largest = sorted(held.items(), key=lambda item: -item[1])[:3]
         said = [f"{text} ({percent(n / total)})" for text, n in largest if n / total >= 0.01]
         lines.append([row.model, row.preset, percent(share), "; ".join(said)])
@@ -295,7 +294,7 @@ def parameters(row: Row) -> float:
 
 
 def gain(row: Row) -> float:
-    return row.score.quantized - row.score.float if row.score else math.nan
+    return row.score.quantized - row.score.reference if row.score else math.nan
 
 
 TARGETS = (
