@@ -342,9 +342,8 @@ DIR is a folder with models and data; `scripts/benchmark --help` says what it ho
   of the enhanced signal to that of the float model. Each model carries its own state. Calibration
   samples are calls of the float model at even distances in the same recording.
 
-"÷ float latency" is the median of the verification's timing, both models in turns: below 1 is
-faster than float. Other work on the machine disturbs it, that of the smallest
-models most.
+"÷ float latency" is the median of the verification's timing on one sample, both models in turns:
+below 1 is faster than float. Other work on the machine disturbs it, in the smallest models most.
 
 {table}
 
