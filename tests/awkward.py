@@ -1072,6 +1072,20 @@ def sequences() -> Case:
 
 
 @awkward
+def softmax_of_codes() -> Case:
+    """Probabilities of which the samples show few that are large; an integer Softmax wraps."""
+    text = """(float[n,3,8] x) => (float[n,2,4] y) {
+        c = Conv (x, w)
+        s = Softmax <axis = -1> (c)
+        t = Transpose <perm = [0,2,1]> (s)
+        u = Transpose <perm = [0,2,1]> (t)
+        y = MatMul (u, v)
+    }"""
+    made = model(text, w=normal(2, 3, 1, scale=2), v=normal(8, 4, seed=1))
+    return Case(made, feeds_of(n=20, x=(1, 3, 8)))
+
+
+@awkward
 def optionals() -> Case:
     text = """(float[n,8] x) => (float[n,6] y) {
         a = MatMul (x, w)

@@ -356,7 +356,8 @@ def check_preset(case: Case, preset: str) -> str:
     Where eight bits are not close, sixteen have to be: then it was the rounding, not the rewriting.
     Returns "quantized" or "refused".
     """
-    expected = [run(case.model, feed) for feed in case.feeds]
+    # Not optimized: of MatMul, Transpose and BatchNormalization onnxruntime 1.31 fuses too much.
+    expected = [run(case.model, feed, optimize=False) for feed in case.feeds]
     try:
         graph = pipeline(case.model, case.feeds, preset).graph
     except OnnxqError as error:

@@ -90,6 +90,21 @@ def test_raising_the_opset_keeps_the_function_and_the_metadata() -> None:
     assert g.raise_opset(raised, 12) is raised
 
 
+def test_raising_the_opset_keeps_a_large_weight_that_both_branches_read() -> None:
+    text = """(float[n,256] x, bool choice) => (float[n,256] y) {
+        y = If (choice) <
+            then_branch = yes () => (float[n,256] out) { out = MatMul (x, w) },
+            else_branch = no () => (float[n,256] out) { h = MatMul (x, w) out = Relu (h) }
+        >
+    }"""
+    source = model(text, w=normal(256, 256))
+    raised = g.raise_opset(g.load(source), 21)
+    assert {tensor.name for tensor in g.constants(raised)} == {"w"}
+    for choice in (True, False):
+        feed = {"x": normal(2, 256), "choice": np.array(choice)}
+        np.testing.assert_array_equal(run(raised, feed)["y"], run(source, feed)["y"])
+
+
 @pytest.mark.parametrize("text", ["s4", "u4a", "s2", "u2a"])
 def test_small_integers_can_be_written(text: str) -> None:
     qtype = QType.parse(text)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnxq.passes.solve.assign import MOVERS
 from onnxq.passes.solve.trained import trained_draws
@@ -57,11 +58,15 @@ class Calibrate(Pass):
 
     def apply(self, graph: Graph, ctx: Context) -> int:
         made = 0
-        for name, qtype in activation_types(graph, ctx).items():
+        types = activation_types(graph, ctx)
+        probabilities = _probabilities_of_codes(graph, types)
+        for name, qtype in types.items():
             if name not in ctx.activations:
                 draws = trained_draws(graph, ctx, name)
                 seen = ctx.stats[name] if draws is None else histogram_of(draws)
                 low, high = self.range(seen, qtype)
+                if name in probabilities:
+                    low, high = 0.0, 1.0
                 ctx.activations[name] = QParams.from_range(low, high, qtype)
                 if draws is None:
                     self._warn_of_outlier(name, seen, max(-low, high), ctx)
@@ -106,6 +111,28 @@ def activation_types(graph: Graph, ctx: Context) -> dict[str, QType]:
         for tensor in tensors + (list(node.outputs) if plan.output else []):
             types.setdefault(tensor.name, plan.activation)
     return types
+
+
+def _probabilities_of_codes(graph: Graph, types: Mapping[str, QType]) -> set[str]:
+    """Tensors that a Softmax of codes makes, moved or not. Its integer kernel (onnxruntime 1.31)
+    does not saturate but wraps around, so that their range must hold all that may come.
+    """
+    found: set[str] = set()
+    for node in g.walk(graph):
+        moved = node.op in MOVERS and node.inputs[0].name in found
+        if moved or (node.op == "Softmax" and _stands_for(node.inputs[0]) & set(types)):
+            found |= {t.name for t in node.outputs}
+    return found
+
+
+def _stands_for(tensor: gs.Tensor) -> set[str]:
+    """A tensor and those that were only moved to become it."""
+    names = {tensor.name}
+    maker = g.producer(tensor)
+    while maker is not None and maker.op in MOVERS:
+        names.add(maker.inputs[0].name)
+        maker = g.producer(maker.inputs[0])
+    return names
 
 
 def _share_along_movers(graph: Graph, ctx: Context) -> None:
