@@ -9,6 +9,7 @@ Laws, each leaving the function as it is:
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -45,10 +46,11 @@ class Normalize(Pass):
         if graph.opset < least:
             _adopt(graph, g.raise_opset(graph, least))
             changes += 1
+        folded: dict[object, gs.Constant] = {}  # by contents: bodies often compute one thing twice
         for body in g.subgraphs(graph):
             for node in list(body.nodes):
                 changes += _constant_to_initializer(body, node) or _remove_no_op(body, node)
-            changes += _fold_constants(body)
+            changes += _fold_constants(body, folded)
         g.tidy(graph)
         return changes
 
@@ -108,12 +110,12 @@ def _remove_no_op(graph: Graph, node: Node) -> bool:
     return g.bypass(graph, node)
 
 
-def _fold_constants(graph: Graph) -> int:
+def _fold_constants(graph: Graph, known: dict[object, gs.Constant]) -> int:
     """Compute, through ONNX Runtime itself, what depends on nothing but initializers."""
     makers: dict[str, Node] = {}  # of what is known, by tensor
     for node in graph.nodes:
-        known = all(g.is_constant(t) or t.name in makers or not t.name for t in node.inputs)
-        if known and _is_foldable(graph, node):
+        fixed = all(g.is_constant(t) or t.name in makers or not t.name for t in node.inputs)
+        if fixed and _is_foldable(graph, node):
             makers |= {t.name: node for t in node.outputs}
     folded = {id(node) for node in makers.values()}
     frontier = [
@@ -131,7 +133,8 @@ def _fold_constants(graph: Graph) -> int:
             size += _weight_behind(group[-1], makers)
         for name, values in _computed(graph, group, makers).items():
             old = next(tensor for tensor in group if tensor.name == name)
-            _replace_everywhere(old, g.constant(name, values))
+            key = (values.dtype, values.shape, hashlib.sha256(values.tobytes()).digest())
+            _replace_everywhere(old, known.setdefault(key, g.constant(name, values)))
     for node in [node for node in graph.nodes if id(node) in folded]:
         node.inputs.clear()
         node.outputs.clear()

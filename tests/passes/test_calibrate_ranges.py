@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from awkward import Case, attention, matmul, moves
+from awkward import ZOO, Case, attention, matmul, moves
 from graphs import Array, normal, pipeline, run, samples_of, sqnr
 from onnxq.passes.solve.calibrate import (
     CANDIDATES,
@@ -172,3 +172,23 @@ def test_a_range_that_one_sample_sets_is_named_with_the_sample(method: str) -> N
     warnings = pipeline(case.model, feeds, settings=settings).report.warnings
     assert any("sample 5 alone sets the range of 'x'" in warning for warning in warnings)
     assert not pipeline(case.model, case.feeds, settings=settings).report.warnings
+
+
+def test_probabilities_of_codes_keep_the_range_that_they_may_take() -> None:
+    """An integer Softmax wraps around beyond its scale; a float one does not."""
+    case = ZOO["softmax_of_codes"]()
+    ranges = pipeline(case.model, case.feeds).context.activations
+    assert {n: np.round(p.range, 3).tolist() for n, p in ranges.items() if n in "stu"} == {
+        "u": [0.0, 1.0]
+    }
+    excluded = pipeline(
+        case.model, case.feeds, settings=["assign.exclude=Conv"]
+    ).context.activations
+    assert 0.1 < excluded["u"].range[1] < 0.999
+
+
+def test_a_softmax_of_codes_does_not_wrap_where_it_is_surer_than_in_the_samples() -> None:
+    case = ZOO["softmax_of_codes"]()
+    result = pipeline(case.model, [{"x": feed["x"] / 4} for feed in case.feeds])
+    surer = {"x": case.feeds[0]["x"]}
+    assert sqnr(run(result.graph, surer)["y"], run(result.graph, surer, False)["y"]) > 25

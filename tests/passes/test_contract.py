@@ -101,8 +101,10 @@ def test_passes_leave_the_graph_that_was_loaded_alone(name: str) -> None:
     assert case.model.SerializeToString(deterministic=True) == before
 
 
-# Recurrences of integers and types that are no more float32 have no trained form made by hand.
-UNTRAINED = {"float16_body", "no_shapes", *(n for n in ZOO if "lstm" in n or "gru" in n), "rnn"}
+# Recurrences of integers and types that are no more float32 have no trained form made by hand; an
+# integer Softmax rounds.
+UNTRAINED = {"float16_body", "no_shapes", "softmax_of_codes", "rnn"}
+UNTRAINED |= {name for name in ZOO if "lstm" in name or "gru" in name}
 
 
 @pytest.mark.parametrize("name", sorted(set(ZOO) - UNTRAINED))

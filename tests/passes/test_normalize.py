@@ -111,3 +111,19 @@ def test_a_constant_read_inside_a_body_is_an_initializer_outside() -> None:
     for choice in (True, False):
         feed = {"x": x, "choice": np.array(choice)}
         assert relative(run(graph, feed)["y"], run(source, feed)["y"]) < 1e-6
+
+
+def test_what_two_branches_compute_alike_is_stored_once() -> None:
+    text = """(float[n,64] x, bool choice) => (float[n,64] y) {
+        y = If (choice) <
+            then_branch = t () => (float[n,64] a) { v = Transpose (w) a = MatMul (x, v) },
+            else_branch = e () => (float[n,64] b) {
+                v = Transpose (w)
+                m = MatMul (x, v)
+                b = Neg (m)
+            }
+        >
+    }"""
+    graph, _, _ = apply(Normalize(), model(text, w=normal(64, 64)))
+    assert [len(t.dims) for t in g.to_proto(graph).graph.initializer].count(2) == 1
+    assert g.to_proto(graph).ByteSize() < 1.5 * 4 * 64 * 64
