@@ -27,13 +27,18 @@ class Observer(Protocol):
     def result(self) -> Any: ...
 
 
-class Extremes(NamedTuple):
-    """The smallest and the largest value; the largest magnitude in the sample that has it, and in
-    any other: `others` is None where there were fewer than four.
-    """
-
+class _LowHigh(NamedTuple):
     low: float
     high: float
+
+
+class Extremes(_LowHigh):
+    """The smallest and the largest value: `low, high = extremes`.
+
+    `loudest` is the sample with the largest magnitude, `others` the largest in any other sample,
+    None where there were fewer than four.
+    """
+
     loudest: int = 0
     others: float | None = None
 
@@ -68,8 +73,10 @@ class MinMax:
     def result(self) -> Extremes:
         if not self.count:
             return Extremes(0.0, 0.0)
-        others = self.loudest[1][0] if self.count >= 4 else None
-        return Extremes(self.low, self.high, self.loudest[0][1], others)
+        found = Extremes(self.low, self.high)
+        found.loudest = self.loudest[0][1]
+        found.others = self.loudest[1][0] if self.count >= 4 else None
+        return found
 
 
 @dataclass

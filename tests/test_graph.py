@@ -2,6 +2,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 from awkward import ZOO, if_body, loop_body, nested_if, old_if
 from graphs import Array, bn, model, normal, ops, run
@@ -248,13 +249,13 @@ def chain(*edges: str) -> g.Graph:
     tensors: dict[str, Any] = {}
 
     def tensor(name: str) -> Any:
-        return tensors.setdefault(name, g.gs.Variable(name))
+        return tensors.setdefault(name, gs.Variable(name))
 
     nodes = [
         g.Node("Sum", made, {}, [tensor(t) for t in read], [tensor(made)])
         for made, read in (edge.split(":") for edge in edges)
     ]
-    return g.gs.Graph(nodes, [tensor("x")], [])
+    return gs.Graph(nodes, [tensor("x")], [])
 
 
 @pytest.mark.parametrize(
@@ -285,7 +286,7 @@ def test_a_cycle_is_an_error_that_names_a_node_of_it() -> None:
 
 def test_two_nodes_that_write_one_tensor_are_an_error() -> None:
     graph = chain("a:x", "b:x")
-    graph.nodes[1].outputs[0] = g.gs.Variable("a")
+    graph.nodes[1].outputs[0] = gs.Variable("a")
     with pytest.raises(OnnxqError, match="two nodes write 'a'"):
         g.sort(graph)
 
@@ -294,7 +295,7 @@ def test_a_node_stands_after_what_its_bodies_read() -> None:
     graph = g.load(nested_if().model)
     x = graph.tensors()["x"]
     bodies = list(g.subgraphs(graph))
-    moved = g.gs.Variable("moved")
+    moved = gs.Variable("moved")
     deepest = next(node for node in g.walk(graph) if node.op == "Relu")
     graph.nodes.append(g.Node("MatMul", "late", {}, [x, g.constant("q", normal(4, 5))], [moved]))
     deepest.inputs[0] = moved
@@ -528,10 +529,10 @@ def test_any_weight_of_any_shape_is_written_back_as_it_was(data: st.DataObject) 
     attrs = {"transB": data.draw(st.integers(0, 1))} if op == "Gemm" else {}
     weight = np.arange(int(np.prod(shape)), dtype=np.float32).reshape(shape)
     slot = 0 if op == "Gather" else 1
-    inputs = [g.gs.Variable("x"), g.constant("w", weight)]
+    inputs = [gs.Variable("x"), g.constant("w", weight)]
     inputs = inputs[::-1] if slot == 0 else inputs
     inputs += [g.constant("r", weight)] if op == "LSTM" else []
-    view = g.weight_view(g.Node(op, "n", attrs, inputs, [g.gs.Variable("y")]))
+    view = g.weight_view(g.Node(op, "n", attrs, inputs, [gs.Variable("y")]))
     assert view is not None
     matrix = view.matrix()
     assert matrix.ndim == 2

@@ -2,6 +2,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 from awkward import matmul, residual
 from graphs import run, samples_of
@@ -44,7 +45,7 @@ class Break(Pass):
         if self.how == "twice":
             last.outputs[0].name = first.outputs[0].name
         elif self.how == "missing":
-            last.inputs[0] = g.gs.Variable("nowhere")
+            last.inputs[0] = gs.Variable("nowhere")
         elif self.how == "circle":
             first.inputs[0] = last.outputs[0]
         return 1

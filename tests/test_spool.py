@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 from graphs import model, normal, run
 
@@ -47,7 +48,7 @@ def test_views_are_written_as_they_look(view: Any) -> None:
 def test_a_file_goes_with_the_last_that_refers_to_it() -> None:
     before = files()
     lazy = spooled("w", normal(9, 9))
-    twin = g.gs.Constant("w", lazy)
+    twin = gs.Constant("w", lazy)
     (path,) = files() - before
     assert path.stat().st_size == 4 * 81
     del lazy
