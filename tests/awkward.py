@@ -605,8 +605,8 @@ def if_with_convolutions() -> Case:
 
 @awkward
 def moved_into_a_body() -> Case:
-    """Codes that are moved and then read by the branches of an If alone."""
-    text = """(float[n,3,6,6] x, bool choice) => (float[n,4,9] y) {
+    """Codes that are moved and then read by the branches of an If, and an output besides."""
+    text = """(float[n,3,6,6] x, bool choice) => (float[n,4,9] y, float[n,4,9] r) {
         c = Conv (x, w)
         s = Slice (c, zero, three, axis)
         r = Reshape (s, shape)

@@ -282,6 +282,9 @@ class _Planner:
         wanted: set[str] = set()
         for node in reversed(self.graph.nodes):
             for tensor in node.outputs:
+                read_by_bodies = any(id(reader) not in self.own for reader in tensor.outputs)
+                if node.op in MOVERS and read_by_bodies:
+                    wanted.add(tensor.name)  # onnxruntime 1.31 crashes otherwise, see below
                 if g.is_output(self.graph, tensor) or not tensor.outputs:
                     continue
                 if all(self._wants_codes(reader, wanted) for reader in tensor.outputs):
@@ -289,7 +292,7 @@ class _Planner:
         return wanted
 
     def _wants_codes(self, reader: Node, wanted: set[str]) -> bool:
-        """A reader in a body counts as one that does: onnxruntime 1.31 crashes where it finds a
+        """A reader in a body counts as one that does: the runtime crashes where it finds a
         DequantizeLinear before what moves values into a body, and codes moved there are as good.
         """
         if id(reader) not in self.own:
