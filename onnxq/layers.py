@@ -21,9 +21,10 @@ def record_layers(result: Result, report: Report) -> None:
     report.layers = []
     report.parameters = sum(
         math.prod(t.shape)
-        for t in g.constants(result.prepared)
+        for t in {t.name: t for t in g.constants(result.prepared)}.values()
         if g.is_float(t) and len(t.shape) >= 1
     )
+    counted: set[str] = set()
     for node in g.walk(result.prepared):
         record = left.get(node.name)
         plan = context.plan.get(node.name)
@@ -44,18 +45,21 @@ def record_layers(result: Result, report: Report) -> None:
                 form=form,
                 reason=reason,
                 output=next((t.name for t in node.outputs if t.name), ""),
-                parameters=parameters(node),
+                parameters=parameters(node, counted),
             )
         )
 
 
-def parameters(node: g.Node) -> int:
-    """Numbers in a node's floating-point constants of rank two and more, and its biases."""
-    sizes = [
-        math.prod(t.shape) for t in twin(node).inputs
-        if g.is_constant(t) and t.name and g.is_float(t)
-    ]  # fmt: skip
-    return sum(sizes)
+def parameters(node: g.Node, counted: set[str]) -> int:
+    """Numbers in a node's floating-point constants. One that several layers share counts for the
+    first of them; `counted` are those that have been.
+    """
+    own = {
+        t.name: math.prod(t.shape) for t in twin(node).inputs
+        if g.is_constant(t) and t.name and g.is_float(t) and t.name not in counted
+    }  # fmt: skip
+    counted |= set(own)
+    return sum(own.values())
 
 
 def macs(node: g.Node, given: tuple[int, ...], output: tuple[int, ...]) -> int:
