@@ -192,5 +192,5 @@ def _array(value: ort.OrtValue) -> Array:
     if not value.is_tensor() or value.data_type() != "tensor(bfloat16)":
         return value.numpy()
     size = int(np.prod(value.shape()))
-    bits = (ctypes.c_uint16 * size).from_address(value.data_ptr()) if size else []
-    return np.array(bits, np.uint16).view(ml_dtypes.bfloat16).reshape(value.shape())
+    raw = ctypes.string_at(value.data_ptr(), 2 * size) if size else b""
+    return np.frombuffer(raw, np.uint16).view(ml_dtypes.bfloat16).reshape(value.shape())
