@@ -22,8 +22,9 @@ from onnxq.errors import OnnxqError
 from onnxq.layers import count_macs, record_layers
 from onnxq.passes import Assign, FoldBatchNorm, FoldFakeQuant, Normalize, Widen
 from onnxq.passes.solve.assign import HEAVY
-from onnxq.passes.solve.fake_quant import is_trained, without_fake_quant
+from onnxq.passes.solve.fake_quant import is_trained
 from onnxq.pipeline import Pass, Pipeline, Progress, Result
+from onnxq.proof import LAYER_SAMPLES, VERIFICATION_SAMPLES, prove, warn_of_results
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.report import LayerRecord, Report
 from onnxq.runtime import Session
@@ -35,10 +36,7 @@ from onnxq.storage import data_files, data_paths, file_hash, load_proto, model_s
 from onnxq.synthesize import synthesize
 from onnxq.target import Target, cpu_flags, load_target
 
-VERIFICATION_SAMPLES = 16  # at most; enough to tell models apart, few enough to stay quick
-LAYER_SAMPLES = 2  # every layer is run apart on each of them
 SYNTHETIC_SAMPLES = 32
-FLOAT_SQNR = 30.0  # dB, between optimizations on and off; float16 that is fused keeps more
 
 Source = Any  # a path, "module:function", a dict of arrays, a list of feeds, an iterable, None
 P = ParamSpec("P")
@@ -138,7 +136,7 @@ def quantize(
             result.save(staged)
             if unseen is None:
                 unseen = _made_up_for_verification(sampling, report)
-            _verify(original, result, staged, unseen, report, threads, progress)
+            prove(original, result, staged, unseen, report, threads, progress)
     _finish(result, place, report, write)
     return result
 
@@ -264,144 +262,6 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-# ── verification ─────────────────────────────────────────────────────────────────────────────────
-
-
-def _verify(
-    original: g.Graph,
-    result: Result,
-    model: Path,
-    unseen: Samples,
-    report: Report,
-    threads: int | None,
-    progress: Progress,
-) -> None:
-    """Law 7: checker, session, run, optimizations off and on, comparison with the input model."""
-    steps = 5
-    progress("verify", 0, steps)
-    _check_model(model, report.model)
-    target = result.context.target
-    providers = tuple(target.providers) or ("CPUExecutionProvider",)
-
-    def session(optimize: bool) -> Session:
-        return Session(
-            model, providers=providers, threads=threads, config=target.session, optimize=optimize
-        )
-
-    feeds = verify.take(unseen, VERIFICATION_SAMPLES)
-    report.verification_samples = len(feeds)
-    progress("compare outputs", 1, steps)
-    reference, optimized = _float_session(original, result, report, threads), session(True)
-    said = unquantized = verify.Recorded(reference, feeds)
-    if (trained := result.context.float_form) is not None:
-        # Training saw the model as written, which optimizations may round otherwise; how much
-        # that may change is measured by what its quantization changes.
-        as_written = _session_of(original, threads, optimize=False)
-        said = verify.Recorded(as_written, feeds)
-        unquantized = verify.Recorded(_session_of(without_fake_quant(trained), threads), feeds)
-    report.outputs = verify.output_records(verify.compare(said, optimized, feeds))
-    progress("time both models", 2, steps)
-    timed = verify.latency([reference, optimized], feeds[0])
-    report.float_latency, report.quantized_latency = timed
-    del reference  # large models fit into memory one at a time
-    if result.context.float_form is None and _misread(said, report, threads, feeds[:2]):
-        said = unquantized = verify.Recorded(
-            Session(report.model, threads=threads, optimize=False), feeds
-        )
-        report.outputs = verify.output_records(verify.compare(said, optimized, feeds))
-    progress("compare optimizations off and on", 3, steps)
-    report.optimizations_sqnr_db = verify.check_optimizations(
-        result.to_proto(),
-        verify.Recorded(session(False), feeds[:4]),
-        optimized,
-        unquantized,
-        feeds[:4],
-    )
-    del optimized
-    progress("compare layers", 4, steps)
-    _rank(result, report, feeds[:LAYER_SAMPLES])
-    report.verified = True
-    _warn_of_results(report)
-    progress("verify", steps, steps)
-
-
-def _check_model(model: Path, source: str) -> None:
-    """The ONNX checker, which also refuses models that run: where it refuses the input, no more is
-    asked of the output.
-    """
-    try:
-        onnx.checker.check_model(model)
-    except Exception as error:
-        try:
-            onnx.checker.check_model(source)
-        except Exception:
-            return
-        text = " ".join(str(error).split())
-        raise OnnxqError(f"the quantized model fails the ONNX checker: {text}") from None
-
-
-def _misread(
-    said: verify.Recorded, report: Report, threads: int | None, feeds: Sequence[verify.Feed]
-) -> bool:
-    """Whether graph optimizations change what the float model itself says."""
-    try:
-        plain = verify.Recorded(Session(report.model, threads=threads, optimize=False), feeds)
-    except OnnxqError:
-        return False
-    worst = min((c.sqnr_db for c in verify.compare(plain, said, feeds).values()), default=200.0)
-    if worst < FLOAT_SQNR:
-        report.warn(
-            f"onnxruntime's graph optimizations change what the float model says ({worst:.0f} dB "
-            "SQNR): compared with the model as it is written, without them"
-        )
-    return worst < FLOAT_SQNR
-
-
-def _float_session(
-    original: g.Graph, result: Result, report: Report, threads: int | None
-) -> Session:
-    """The input model; computed in float32 where the runtime has no kernels for its types."""
-    try:
-        return Session(report.model, threads=threads)
-    except OnnxqError as error:
-        session = _session_of(result.prepared, threads)
-        report.warn(f"compared with the model in float32, since as it is {error}")
-        return session
-
-
-def _session_of(graph: g.Graph, threads: int | None, optimize: bool = True) -> Session:
-    proto, weights = g.to_proto_without_weights(graph)
-    return Session(proto, threads=threads, initializers=weights, optimize=optimize)
-
-
-def _rank(result: Result, report: Report, feeds: Sequence[verify.Feed]) -> None:
-    """Each layer's own error and its share of the output error, into the report."""
-    heavy = {r.output: r for r in report.layers if r.op in HEAVY}
-    count_macs(result, report, feeds[0])
-    lowered = result.context.qdq_form or result.graph
-    errors = verify.layer_errors(result.prepared, lowered, list(heavy), feeds)
-    for output, error in errors.items():
-        if heavy[output].form != "float":
-            heavy[output].sqnr_db = error.sqnr_db
-            heavy[output].contribution = error.contribution
-
-
-def _warn_of_results(report: Report) -> None:
-    for output in report.outputs:
-        if output.cosine < 0.9:
-            worst = report.ranked[0].name if report.ranked else "none measured"
-            report.warn(
-                f"output {output.name!r} has a cosine of {output.cosine:.3f} to float; the layer "
-                f"that hurts most is {worst!r}: try --exclude {worst!r}"
-            )
-    before, after = report.float_latency, report.quantized_latency
-    if before and after and after.median_ms > 1.05 * before.median_ms:
-        report.warn(
-            f"slower than float on this machine: {after.median_ms:.2f} ms against "
-            f"{before.median_ms:.2f} ms; small models are better left float"
-        )
-
-
 def _finish(result: Result, place: Path, report: Report, write: bool) -> None:
     """Note the summary in the model and write it, in one rename."""
     digest = hashlib.sha256(result.to_proto().SerializeToString(deterministic=True)).hexdigest()
@@ -491,7 +351,7 @@ def validate(
     progress("time both models", 2, 3)
     report.float_latency, report.quantized_latency = verify.latency([left, right], few[0])
     report.verified = True
-    _warn_of_results(report)
+    warn_of_results(report)
     return report
 
 

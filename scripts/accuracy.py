@@ -23,8 +23,8 @@ from rich.console import Console
 from streams import Feed, enhanced, read_wav, si_sdr, speech
 
 import onnxq
-from onnxq.api import VERIFICATION_SAMPLES
 from onnxq.errors import OnnxqError
+from onnxq.proof import VERIFICATION_SAMPLES
 from onnxq.report import Report
 from onnxq.runtime import Session
 
