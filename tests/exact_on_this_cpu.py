@@ -89,6 +89,14 @@ def matmul(columns: int, preset: str) -> Layer:
     return Layer(model(text, w=np.ascontiguousarray(weights.T)), weights, preset=preset)
 
 
+def batched_matmul(columns: int, preset: str) -> Layer:
+    """Two batches of an odd number of columns: pairs must not cross from one to the next."""
+    weights = hard_weights(columns)
+    text = f"(float[n,{columns}] x) => (float[2,n,{OUT}] y) {{ y = MatMul (x, w) }}"
+    stored = np.stack([weights[::-1].T, weights.T])
+    return Layer(model(text, w=np.ascontiguousarray(stored)), weights, preset=preset)
+
+
 def worst_rows(weights: Array) -> Array:
     """Where an activation should be 255, as (patterns, columns) of 0 and 1."""
     columns = weights.shape[1]
@@ -114,12 +122,13 @@ def difference(layer: Layer, target: str, low: float) -> float:
     zero = 0 if low == 0 else 128
     if layer.preset == "int8-static":
         assert int(ctx.activations["x"].zero) == zero
-    unit = np.float32((1 - low) / 255) * weight.scale
     bias = ctx.weights["y#bias"].codes[:, 0].astype(np.int64) if "y#bias" in ctx.weights else 0
-    w = weight.codes.astype(np.int64).reshape(layer.groups, -1, rows.shape[1])
+    codes, scale = weight.codes[-OUT:], weight.scale[-OUT:] if weight.scale.ndim else weight.scale
+    unit = np.float32((1 - low) / 255) * scale
+    w = codes.astype(np.int64).reshape(layer.groups, -1, rows.shape[1])
     exact = np.concatenate([(255 * rows - zero) @ part.T for part in w], axis=1) + bias
     y = run(result.graph, feed)["y"]
-    y = y.reshape(OUT, -1).T if y.ndim == 4 else y
+    y = y.reshape(OUT, -1).T if y.ndim == 4 else y[-1] if y.ndim == 3 else y
     if "y" not in ctx.activations:  # a float result: back to accumulators, which float32 holds
         assert np.abs(exact).max() < 1 << 22
         return float(np.abs(np.rint(y / unit) - exact).max())
@@ -147,6 +156,8 @@ LAYERS = {
     "gemm": lambda: gemm(64, "int8-static"),
     "gemm of 33": lambda: gemm(33, "int8-static"),
     "matmul": lambda: matmul(64, "int8-static"),
+    "matmul, batches of 33": lambda: batched_matmul(33, "int8-static"),
+    "dynamic matmul, batches of 33": lambda: batched_matmul(33, "int8-dynamic"),
     "dynamic gemm": lambda: gemm(33, "int8-dynamic"),
     "dynamic matmul": lambda: matmul(64, "int8-dynamic"),
 }
