@@ -198,7 +198,8 @@ class Loudness:
 
     def update(self, x: Array) -> None:
         flat = x.reshape(-1)[:: max(1, x.size // _SUBSAMPLE) | 1].astype(np.float64)
-        square = float(np.vdot(flat, flat)) / max(flat.size, 1)
+        # No BLAS: its threads would keep spinning beside those of the runtime.
+        square = float(np.square(flat, out=flat).sum()) / max(flat.size, 1)
         if not math.isfinite(square):
             raise FloatingPointError("NaN or infinite")
         if square:  # silence needs no signal to noise
