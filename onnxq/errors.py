@@ -8,6 +8,11 @@ class OnnxqError(Exception):
     """Something the caller can fix. The message is one line: what is wrong, and what to do."""
 
 
+def one_line(error: Exception) -> str:
+    """What somebody else's exception says, without its line breaks."""
+    return " ".join(str(error).split())
+
+
 def suggest(wrong: str, known: Iterable[str], n: int = 3) -> str:
     """`'; nearest: a, b'` for a misspelt name, `'; known: a, b, c'` when nothing is near."""
     names = sorted(set(known))

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxq.errors import OnnxqError, suggest
+from onnxq.errors import OnnxqError, one_line, suggest
 
 Feed = dict[str, NDArray[Any]]
 Shape = tuple[int | str | None, ...]
@@ -203,7 +203,7 @@ def as_array(value: Any, name: object, where: str) -> NDArray[Any]:
     try:
         return np.asarray(value)
     except ValueError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise OnnxqError(
             f"{where}: {str(name)!r} makes no array ({reason}); give an array of one shape, and "
             "samples of differing shapes one by one"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.errors import OnnxqError
+from onnxq.errors import OnnxqError, one_line
 from onnxq.feeds import Batches, Feed, InputSpec
 from onnxq.preprocess import SETTINGS, Color, Layout, Preprocess, Size
 
@@ -65,7 +65,7 @@ class _Frame:
         except Exception as error:  # Pillow's plugins raise much else than OSError
             reason = "what it holds is no image that Pillow reads"
             if not isinstance(error, UnidentifiedImageError):
-                reason = " ".join(str(error).split()) or type(error).__name__
+                reason = one_line(error) or type(error).__name__
             raise OnnxqError(
                 f"cannot decode {str(path)!r}: {reason}; mend or remove the file"
             ) from None

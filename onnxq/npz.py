@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from onnxq.errors import OnnxqError
+from onnxq.errors import OnnxqError, one_line
 from onnxq.feeds import Batches, Feed, InputSpec, OneByOne, require, unfit
 
 _READ_ERRORS = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
@@ -119,7 +119,7 @@ def npz_arrays(path: Path) -> dict[str, Array]:
 
 
 def _unreadable(path: Path, error: Exception) -> OnnxqError:
-    reason = " ".join(str(error).split()).rstrip(".")
+    reason = one_line(error).rstrip(".")
     return OnnxqError(f"cannot read {str(path)!r}: {reason}; save it anew with numpy.savez")
 
 

@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from onnxq.errors import OnnxqError, suggest
+from onnxq.errors import OnnxqError, one_line, suggest
 
 SETTINGS = "preprocess.toml"
 
@@ -55,7 +55,7 @@ class Preprocess:
         try:
             settings = tomllib.loads(path.read_text("utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            reason = getattr(error, "strerror", None) or one_line(error)
             raise OnnxqError(
                 f"cannot read the preprocessing {str(path)!r}: {reason}; it is a TOML file with "
                 f"{', '.join(_KEYS)}"

@@ -9,7 +9,7 @@ import onnx
 
 from onnxq import graph as g
 from onnxq import verify
-from onnxq.errors import OnnxqError
+from onnxq.errors import OnnxqError, one_line
 from onnxq.layers import count_macs
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.fake_quant import without_fake_quant
@@ -47,7 +47,7 @@ def prove(
     feeds = verify.take(unseen, VERIFICATION_SAMPLES)
     report.verification_samples = len(feeds)
     progress("compare outputs", 1, steps)
-    reference, optimized = _float_session(original, result, report, threads), session(True)
+    reference, optimized = _float_session(result, report, threads), session(True)
     said = unquantized = verify.Recorded(reference, feeds)
     if (trained := result.context.float_form) is not None:
         # Training saw the model as written, which optimizations may round otherwise; how much
@@ -92,7 +92,7 @@ def _check_model(model: Path, source: str) -> None:
             onnx.checker.check_model(source)
         except Exception:
             return
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise OnnxqError(f"the quantized model fails the ONNX checker: {text}") from None
 
 
@@ -113,9 +113,7 @@ def _misread(
     return worst < FLOAT_SQNR
 
 
-def _float_session(
-    original: g.Graph, result: Result, report: Report, threads: int | None
-) -> Session:
+def _float_session(result: Result, report: Report, threads: int | None) -> Session:
     """The input model; computed in float32 where the runtime has no kernels for its types."""
     try:
         return Session(report.model, threads=threads)

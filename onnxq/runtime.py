@@ -17,7 +17,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnxq.errors import OnnxqError
+from onnxq.errors import OnnxqError, one_line
 from onnxq.scratch import scratch
 from onnxq.storage import save_proto
 from onnxq.tensors import initializers, is_external, read_in
@@ -51,7 +51,7 @@ def _checked_library(path: Path) -> Path:
     try:
         ort.SessionOptions().register_custom_ops_library(str(path.absolute()))
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise OnnxqError(
             f"{str(path)!r} is no custom-operator library that onnxruntime {ort.__version__} can "
             f"load: {reason}"
@@ -70,7 +70,7 @@ def session_options() -> ort.SessionOptions:
 
 def load_error(error: Exception) -> OnnxqError:
     """What the runtime says of a model that it does not load, as one line that says what to do."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if found := _NO_KERNEL.search(text):
         domain, op = found.groups()
         return OnnxqError(
@@ -172,7 +172,7 @@ class Session:
             run = self._run_bfloat16 if self._has_bfloat16 else self.ort.run
             return dict(zip(names, run(names, known), strict=True))
         except Exception as error:
-            text = " ".join(str(error).split())
+            text = one_line(error)
             raise OnnxqError(f"the model does not run on this sample: {text}") from None
 
     def _run_bfloat16(self, names: list[str], feed: Mapping[str, Array]) -> list[Array]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxq import wellformed
-from onnxq.errors import OnnxqError
+from onnxq.errors import OnnxqError, one_line
 from onnxq.scratch import scratch
 from onnxq.tensors import (
     Extent,
@@ -117,7 +117,7 @@ def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return onnx.inliner.inline_local_functions(model)
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise OnnxqError(
             f"the model's functions cannot be written out in its graph ({reason}); export it again "
             "without functions"
@@ -135,7 +135,7 @@ def _parsed(path: Path) -> onnx.ModelProto:
     try:
         model.ParseFromString(path.read_bytes())
     except DecodeError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise OnnxqError(f"{str(path)!r} is not an ONNX model, or cut off ({reason})") from None
     if not model.graph.node and not model.graph.output:
         raise OnnxqError(f"{str(path)!r} is not an ONNX model, or has an empty graph")

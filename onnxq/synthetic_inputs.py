@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from onnx.external_data_helper import uses_external_data
 
-from onnxq.errors import OnnxqError
+from onnxq.errors import OnnxqError, one_line
 from onnxq.feeds import Feed
 from onnxq.runtime import Session
 
@@ -67,7 +67,7 @@ def run(session: ort.InferenceSession, feed: Feed) -> list[Any]:
 
 
 def impossible(error: Exception) -> OnnxqError:
-    reason = " ".join(str(error).split())[:300]
+    reason = one_line(error)[:300]
     return OnnxqError(f"samples cannot be made up for this model ({reason}); give --data")
 
 

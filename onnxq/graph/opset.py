@@ -9,7 +9,7 @@ import onnx
 import onnx.version_converter
 import onnx_graphsurgeon as gs
 
-from onnxq.errors import OnnxqError
+from onnxq.errors import OnnxqError, one_line
 from onnxq.graph.proto import CARRIED, LARGE_NUMBERS, copy, load, minimum_ir_version, stub, to_proto
 from onnxq.graph.walk import Graph, constants
 
@@ -29,7 +29,7 @@ def raise_opset(graph: Graph, opset: int) -> Graph:
     try:
         converted = _converted(model, opset)
     except Exception as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise OnnxqError(
             f"this model uses opset {graph.opset} and could not be raised to {opset} ({text}); "
             "export it again with a newer opset"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import onnx.inliner
 import onnx.shape_inference
 import onnx_graphsurgeon as gs
 
-from onnxq.errors import OnnxqError
+from onnxq.errors import OnnxqError, one_line
 from onnxq.graph.edit import constant, name_nodes, name_tensors
 from onnxq.graph.walk import (
     Array,
@@ -26,6 +26,7 @@ from onnxq.graph.walk import (
     values,
 )
 from onnxq.storage import ExternalValues, load_proto, save_proto
+from onnxq.tensors import graphs
 
 LARGE_NUMBERS = 1 << 16  # in an initializer that is worth leaving out of a ModelProto
 CARRIED = "onnxq_carried"  # what graphsurgeon drops: kept on the graph as a ModelProto shell
@@ -43,7 +44,7 @@ def load(source: str | Path | onnx.ModelProto) -> Graph:
             model = onnx.inliner.inline_local_functions(model)
         graph = gs.import_onnx(model)
     except Exception as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise OnnxqError(f"this model cannot be read: {text}; check it with onnx.checker") from None
     if not isinstance(source, onnx.ModelProto):
         folder = Path(source).parent
@@ -67,7 +68,7 @@ def load(source: str | Path | onnx.ModelProto) -> Graph:
 def to_proto(graph: Graph) -> onnx.ModelProto:
     """The ModelProto of a graph, metadata and doc string included."""
     model = gs.export_onnx(graph, do_type_check=False)
-    _hoist(model.graph, graph)
+    _hoist(model, graph)
     shell = graph.__dict__.get(CARRIED, onnx.ModelProto())
     model.MergeFrom(shell)
     # A newer opset, and the types it brings, need a newer format.
@@ -126,18 +127,18 @@ def same_everywhere(graph: Graph) -> set[str]:
     return {name for name, owner in owners.items() if len(owner) == 1 and 0 not in owner}
 
 
-def _hoist(proto: onnx.GraphProto, graph: Graph) -> None:
+def _hoist(model: onnx.ModelProto, graph: Graph) -> None:
     """Keep a weight that bodies read once, in the outermost graph, not in every body."""
-    bodies = list(body_protos(proto))
+    proto, *bodies = graphs(model)
     if not bodies:
         return
     unambiguous = same_everywhere(graph)
-    seen = [t.name for body in bodies for t in body.initializer]
+    times = Counter(t.name for body in bodies for t in body.initializer)
     known = {t.name for t in proto.initializer}
     for body in bodies:
         kept = []
         for tensor in body.initializer:
-            shared = tensor.name in known or seen.count(tensor.name) > 1
+            shared = tensor.name in known or times[tensor.name] > 1
             large = math.prod(tensor.dims) >= LARGE_NUMBERS
             if tensor.name not in unambiguous or not (shared or large):
                 kept.append(tensor)
@@ -146,16 +147,6 @@ def _hoist(proto: onnx.GraphProto, graph: Graph) -> None:
                 known.add(tensor.name)
         del body.initializer[:]
         body.initializer.extend(kept)
-
-
-def body_protos(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Every body inside a graph, innermost last."""
-    for node in proto.node:
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                if body.node or body.output:
-                    yield body
-                    yield from body_protos(body)
 
 
 def save(graph: Graph, path: str | Path) -> int:
@@ -201,7 +192,7 @@ def infer_types(graph: Graph) -> None:
         return
     types = {
         value.name: value.type.tensor_type.elem_type
-        for body in (inferred.graph, *body_protos(inferred.graph))
+        for body in graphs(inferred)
         for value in (*body.value_info, *body.output)
         if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type
     }

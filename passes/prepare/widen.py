@@ -8,6 +8,7 @@ makes. A model in float64 may need its precision elsewhere: there only layers wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -117,26 +118,27 @@ def _custom_operators(body: Graph, maker: g.Maker) -> int:
                 node.inputs[slot] = _cast(body, tensor, _code(tensor), maker)
                 changes += 1
         for tensor in node.outputs:
-            readers = [r for r in tensor.outputs if not _is_cast(r) and not _is_custom(r)]
-            if _is_narrow(tensor) and readers:
-                wide = _cast(body, tensor, _FLOAT, maker)
-                for reader in readers:
-                    g.replace_input(reader, tensor, wide)
-                changes += 1
+            changes += _read_wide(body, tensor, maker, but=_is_custom)
     return changes
+
+
+def _read_wide(
+    body: Graph, tensor: gs.Tensor, maker: g.Maker, but: Callable[[Node], bool] = lambda node: False
+) -> int:
+    """A Cast after a narrow tensor for all its readers, but Casts and those that `but` spares."""
+    readers = [r for r in tensor.outputs if not _is_cast(r) and not but(r)]
+    if not _is_narrow(tensor) or not readers:
+        return 0
+    wide = _cast(body, tensor, _FLOAT, maker)
+    for reader in readers:
+        g.replace_input(reader, tensor, wide)
+    return 1
 
 
 def _inputs(graph: Graph, maker: g.Maker) -> int:
     """A Cast after each narrow input, and after constants that are outputs, for what reads them."""
-    changes = 0
-    for tensor in (*graph.inputs, *filter(g.is_constant, graph.outputs)):
-        readers = [r for r in tensor.outputs if not _is_cast(r)]
-        if _is_narrow(tensor) and readers:
-            wide = _cast(graph, tensor, _FLOAT, maker)
-            for reader in readers:
-                g.replace_input(reader, tensor, wide)
-            changes += 1
-    return changes
+    ends = (*graph.inputs, *filter(g.is_constant, graph.outputs))
+    return sum(_read_wide(graph, tensor, maker) for tensor in ends)
 
 
 def _outputs(graph: Graph, maker: g.Maker) -> int:
