@@ -6,7 +6,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -78,6 +78,26 @@ class Context:
     exclude: tuple[str, ...] = ()
     threads: int | None = None
     progress: Progress = lambda what, done, total: None
+    lowering: tuple[Pass, ...] = ()  # the passes of this run that write the plan down
+
+    def quantized(self, graph: g.Graph) -> g.Graph:
+        """What `graph` would become of the present plan, codes and ranges: to measure, on a copy.
+
+        Neither the graph nor this context is changed.
+        """
+        trial = replace(
+            self,
+            report=Report(),
+            plan=Plan(self.plan),
+            weights=self.weights.copy(),
+            activations=dict(self.activations),
+            progress=lambda what, done, total: None,
+        )
+        lowered = g.copy(graph)
+        for step in self.lowering:
+            step.apply(lowered, trial)
+            g.sort(lowered)
+        return lowered
 
 
 @dataclass(frozen=True)
@@ -86,12 +106,13 @@ class Pass(ABC):
 
     `analysis` passes neither rewrite the graph nor need each other's results: neighbours of that
     kind share one run over the samples. A pass that `needs_samples` cannot do without; others may
-    do better with them.
+    do better with them. A pass that `lowers` needs the plan, codes and ranges alone.
     """
 
     name: ClassVar[str]
     analysis: ClassVar[bool] = False
     needs_samples: ClassVar[bool] = False
+    lowers: ClassVar[bool] = False
 
     def observe(self, graph: g.Graph, ctx: Context) -> Mapping[str, Observer]:
         """Tensors of the graph as it is now that this pass wants measured.
@@ -153,6 +174,7 @@ class Pipeline:
         """
         graph = g.copy(graph)
         ctx = Context(target, samples, options.pop("report", None) or Report(), **options)
+        ctx.lowering = tuple(step for step in self.passes if step.lowers)
         prepared: g.Graph | None = None
         for number, step in enumerate(self.passes):
             started = time.perf_counter()

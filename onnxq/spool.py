@@ -93,3 +93,9 @@ class Weights(MutableMapping[str, QTensor]):
 
     def __len__(self) -> int:
         return len(self._small)
+
+    def copy(self) -> Weights:
+        """Another mapping of the same weights."""
+        twin = Weights()
+        twin._small, twin._codes = dict(self._small), dict(self._codes)
+        return twin

@@ -2,15 +2,17 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 import pytest
 from awkward import matmul, residual
-from graphs import run, samples_of
+from graphs import ops, run, samples_of
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
 from onnxq.observe import MinMax, Observer
 from onnxq.pipeline import Context, Pass, Pipeline
+from onnxq.recipe import load_recipe
 from onnxq.report import Report
 from onnxq.samples import Samples
 from onnxq.target import load_target
@@ -155,3 +157,30 @@ def test_prepared_is_the_float_graph_of_the_plan() -> None:
     assert "QuantizeLinear" not in {node.op for node in result.prepared.nodes}
     expected = run(case.model, case.feeds[0])["y"]
     np.testing.assert_allclose(run(result.prepared, case.feeds[0])["y"], expected, rtol=1e-5)
+
+
+@dataclass(frozen=True)
+class Foresee(Pass):
+    """Keeps what `quantized` says that the model will become."""
+
+    seen: list[onnx.ModelProto] = field(default_factory=list, compare=False)
+    name: ClassVar[str] = "foresee"
+    analysis: ClassVar[bool] = True
+
+    def apply(self, graph: g.Graph, ctx: Context) -> int:
+        before = g.to_proto(graph).SerializeToString(), set(ctx.weights)
+        self.seen.append(g.to_proto(ctx.quantized(graph)))
+        assert (g.to_proto(graph).SerializeToString(), set(ctx.weights)) == before
+        return 0
+
+
+@pytest.mark.parametrize("preset", ["int8-static", "int8-static-qoperator", "int8-dynamic"])
+def test_the_quantized_form_can_be_had_before_lowering(preset: str) -> None:
+    steps, foresee = list(load_recipe(preset).passes), Foresee()
+    first = next(i for i, step in enumerate(steps) if step.lowers)
+    done, _, case = passes(*steps[:first], foresee, *steps[first:])
+    (foreseen,) = foresee.seen
+    assert ops(foreseen) == ops(done.to_proto())
+    expected, actual = (run(m, case.feeds[0]) for m in (done.to_proto(), foreseen))
+    for name, value in expected.items():
+        np.testing.assert_array_equal(actual[name], value)

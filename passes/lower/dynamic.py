@@ -32,6 +32,7 @@ class Dynamic(Pass):
 
     per_row: bool = True
     name: ClassVar[str] = "dynamic"
+    lowers: ClassVar[bool] = True
 
     def apply(self, graph: Graph, ctx: Context) -> int:
         maker, changes = g.Maker(graph), 0

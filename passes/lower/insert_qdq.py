@@ -27,6 +27,7 @@ class InsertQDQ(Pass):
     """QDQ form, with int32 biases and weights stored as integer codes."""
 
     name: ClassVar[str] = "insert-qdq"
+    lowers: ClassVar[bool] = True
 
     def apply(self, graph: Graph, ctx: Context) -> int:
         maker, changes = g.Maker(graph), 0

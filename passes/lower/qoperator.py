@@ -45,6 +45,7 @@ class QOperator(Pass):
     """QLinearConv, QLinearMatMul, QGemm, … for operators between DequantizeLinear and Quantize."""
 
     name: ClassVar[str] = "qoperator"
+    lowers: ClassVar[bool] = True
 
     def apply(self, graph: Graph, ctx: Context) -> int:
         if not ctx.target.integer_operators:

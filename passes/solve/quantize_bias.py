@@ -31,6 +31,7 @@ class QuantizeBias(Pass):
 
     name: ClassVar[str] = "quantize-bias"
     analysis: ClassVar[bool] = True
+    lowers: ClassVar[bool] = True
 
     def apply(self, graph: Graph, ctx: Context) -> int:
         biased = [
