@@ -157,6 +157,7 @@ def save(graph: Graph, path: str | Path) -> int:
 def copy(graph: Graph) -> Graph:
     """A copy of nodes and tensors that shares the weights' values."""
     twin = graph.copy()
+    twin.import_domains = [*graph.import_domains] if graph.import_domains else None
     if CARRIED in graph.__dict__:
         twin.__dict__[CARRIED] = graph.__dict__[CARRIED]
     return twin
