@@ -101,7 +101,7 @@ def compare(reference: Runs, other: Runs, feeds: Iterable[Feed]) -> dict[str, Co
             f"the models share no output: {', '.join(reference.outputs)} and "
             f"{', '.join(other.outputs)}"
         )
-    found = {name: Comparison(scores=not _is_no_score(name)) for name in names}
+    found = {name: Comparison(scores=not is_no_score(name)) for name in names}
     for feed in feeds:
         left, right = reference.run(feed, names), other.run(feed, names)
         for name in names:
@@ -110,7 +110,7 @@ def compare(reference: Runs, other: Runs, feeds: Iterable[Feed]) -> dict[str, Co
     return {name: c for name, c in found.items() if c.reference_energy or c.other_energy}
 
 
-def _is_no_score(output: str) -> bool:
+def is_no_score(output: str) -> bool:
     """Whether an output's name says that its largest entry is no answer."""
     return any(part in output.lower() for part in _NO_SCORES)
 
