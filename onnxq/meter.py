@@ -74,10 +74,10 @@ class Meter:
         for start in range(0, len(wanted), AT_ONCE):
             group = wanted[start : start + AT_ONCE]
             keys = {name: cache.key("distance", self.identity, mode, name) for name in group}
-            known = {name: cache.get(key) for name, key in keys.items() if self.lasting}
+            known = {name: cache.get(key) for name, key in keys.items() if self.metric.lasting}
             missing = [name for name in group if known.get(name) is None]
             known |= self._measure(mode, missing) if missing else {}
-            for name in missing if self.lasting else ():
+            for name in missing if self.metric.lasting else ():
                 cache.put(keys[name], known[name])
             found |= known
             self.done += len(group)
@@ -87,11 +87,6 @@ class Meter:
     @property
     def seconds(self) -> float:
         return sum(self._spent) / len(self._spent) if self._spent else 0.0
-
-    @property
-    def lasting(self) -> bool:
-        """A user's function may say something else tomorrow."""
-        return ":" not in self.metric.name
 
     def _measure(self, mode: Mode, layers: Sequence[str]) -> dict[str, float]:
         every = set(self.names)

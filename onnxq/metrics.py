@@ -4,7 +4,9 @@ Every metric is a distance: 0 for equal answers and more for worse ones, but for
 noise over signal in dB. One is fed the outputs of both models sample by sample.
 
     kl      mean over all rows of Σ p ln(p/q), p and q the softmax of the class scores, in nats
-    top1    share of the rows whose largest class score is another than the float model's
+    top1    top-1 accuracy lost, where p says how likely each class is the right answer: mean over
+            all rows of p_a − p_b, for the classes a of the float model and b of the other one
+    agreement    share of the rows whose largest class score is another than the float model's
     cosine  1 − cosine of all values of an output, of the output where it is largest
     sqnr    10 log₁₀(noise/signal) over all values of an output, of the output where it is largest
     module:function    a function of your own; the distance is what its value falls by
@@ -28,7 +30,8 @@ from onnxq.verify import Comparison, is_no_score
 Array = NDArray[Any]
 Outputs = Mapping[str, Array]
 Judge = Callable[[list[Outputs]], float]  # of the outputs of all samples in order; more is better
-NAMES = ("kl", "top1", "cosine", "sqnr")
+NAMES = ("kl", "top1", "agreement", "cosine", "sqnr")
+_OF_SCORES = ("kl", "top1", "agreement")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _SCORES = re.compile(r"logit|prob|score|class|softmax", re.IGNORECASE)
 
@@ -40,6 +43,9 @@ class Distance(Protocol):
 
     def value(self) -> float: ...
 
+    def drop(self) -> float | None:
+        """The distance as a share of the float model's score; None where it has none."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -49,6 +55,11 @@ class Metric:
     title: str
     start: Callable[[], Distance]
     unit: str = ""
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it says the same tomorrow: a user's function may not."""
+        return ":" not in self.name
 
 
 def metric(name: str, outputs: Outputs) -> Metric:
@@ -60,15 +71,19 @@ def metric(name: str, outputs: Outputs) -> Metric:
     scores = class_scores(outputs)
     if name == "auto":
         name = "kl" if scores else "cosine"
-    if name in ("kl", "top1"):
+    if name in _OF_SCORES:
         if not scores:
             raise OnnxqError(
                 f"the metric {name!r} is for class scores, which none of the outputs "
                 f"{', '.join(outputs)} look like; take cosine or sqnr"
             )
+        of = ", ".join(scores)
         if name == "kl":
-            return Metric(name, f"KL divergence of {', '.join(scores)}", lambda: _KL(scores), "nat")
-        return Metric(name, f"top-1 disagreement on {', '.join(scores)}", lambda: _Top1(scores))
+            return Metric(name, f"KL divergence of {of}", lambda: _KL(scores), "nat")
+        if name == "agreement":
+            return Metric(name, f"top-1 disagreement on {of}", lambda: _Agreement(scores))
+        title = f"top-1 accuracy on {of}, by the float model's own probabilities"
+        return Metric(name, title, lambda: _Top1(scores))
     if name == "cosine":
         return Metric(name, "1 − cosine of the outputs", lambda: _Cosine())
     if name == "sqnr":
@@ -114,8 +129,13 @@ def _log_softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
+class _Measured:
+    def drop(self) -> float | None:
+        return None
+
+
 @dataclass
-class _KL:
+class _KL(_Measured):
     scores: Sequence[str]
     total: float = 0.0
     rows: int = 0
@@ -131,7 +151,7 @@ class _KL:
 
 
 @dataclass
-class _Top1:
+class _Agreement(_Measured):
     scores: Sequence[str]
     wrong: int = 0
     rows: int = 0
@@ -145,9 +165,55 @@ class _Top1:
     def value(self) -> float:
         return self.wrong / max(self.rows, 1)
 
+    def drop(self) -> float:
+        return self.value()
+
 
 @dataclass
-class _Pooled:
+class _Top1(_Measured):
+    """Few rows show no small loss, so the drop is no less than what noise as strong as each row's
+    would cost on average: with e the error of a row's scores, of standard deviation σ over the
+    classes, and s its scores, a class j overtakes the first with probability
+    Φ(−(s_a − s_j) / (√2 σ)), and then costs p_a − p_j.
+    """
+
+    scores: Sequence[str]
+    kept: float = 0.0
+    lost: float = 0.0
+    expected: float = 0.0
+    rows: int = 0
+
+    def update(self, reference: Outputs, other: Outputs) -> None:
+        for name in self.scores:
+            a, b = _rows(reference[name]), _rows(other[name])
+            p, every = np.exp(_log_softmax(a)), np.arange(len(a))
+            best = p[every, a.argmax(-1)]
+            self.kept += float(best.sum())
+            self.lost += float((best - p[every, b.argmax(-1)]).sum())
+            self.expected += float(_expected_loss(a, p, (b - a).std(-1, keepdims=True)).sum())
+            self.rows += len(a)
+
+    def value(self) -> float:
+        return self.lost / max(self.rows, 1)
+
+    def drop(self) -> float:
+        return max(self.lost, self.expected) / (self.kept or 1.0)
+
+
+def _expected_loss(
+    scores: NDArray[np.float64], p: NDArray[np.float64], sigma: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(rows,) of scores and p (rows, classes) and sigma (rows, 1); of the eight nearest classes."""
+    order = np.argsort(-scores, axis=-1)[:, :9]
+    ranked, likely = np.take_along_axis(scores, order, -1), np.take_along_axis(p, order, -1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.where(sigma > 0, (ranked[:, :1] - ranked[:, 1:]) / (2 * sigma), np.inf)
+    overtakes = 0.5 * np.vectorize(math.erfc, otypes=[float])(z)
+    return np.minimum((overtakes * (likely[:, :1] - likely[:, 1:])).sum(-1), likely[:, 0])
+
+
+@dataclass
+class _Pooled(_Measured):
     """Sums over all values of each output."""
 
     seen: dict[str, Comparison] = field(default_factory=dict)
@@ -162,6 +228,9 @@ class _Pooled:
 class _Cosine(_Pooled):
     def value(self) -> float:
         return max((max(1 - c.cosine, 0.0) for c in self.seen.values()), default=0.0)
+
+    def drop(self) -> float:
+        return self.value()
 
 
 class _Sqnr(_Pooled):
@@ -184,6 +253,9 @@ class _Judged:
 
     def value(self) -> float:
         return self._score(self.float_outputs) - self._score(self.outputs)
+
+    def drop(self) -> float:
+        return self.value() / (abs(self._score(self.float_outputs)) or 1.0)
 
     def _score(self, outputs: list[Outputs]) -> float:
         try:

@@ -47,6 +47,7 @@ class Variants:
     context: Context
     assign: Assign
     lowering: tuple[Pass, ...]
+    spelling: tuple[Pass, ...]  # what puts the lowered model as a whole into other operators
     layers: list[g.Node] = field(init=False)  # those that are quantized, in order
 
     def __post_init__(self) -> None:
@@ -84,6 +85,14 @@ class Variants:
             step.apply(part, trial)
             g.sort(part)
         return part
+
+    def whole(self, left_float: Collection[str]) -> g.Graph:
+        """The model with these layers float, as the recipe would write it."""
+        lowered = self.lowered(g.copy(self.graph), self.plan(left_float))
+        for step in self.spelling:
+            step.apply(lowered, replace(self.context, report=Report()))
+            g.sort(lowered)
+        return lowered
 
     def _assigned(self, left_float: Collection[str]) -> Plan:
         step = leaving_float(self.assign, left_float)
@@ -127,8 +136,9 @@ def variants(
     """Run a recipe, and keep what its lowering starts from."""
     assign = assign_of(recipe)
     lowering = tuple(s for s in recipe.passes if s.lowers and not isinstance(s, QOperator))
+    spelling = tuple(s for s in recipe.passes if isinstance(s, QOperator))
     captured: list[g.Graph] = []
     first = next(k for k, step in enumerate(recipe.passes) if step.lowers)
     steps = [*recipe.passes[:first], _Capture(captured.append), *recipe.passes[first:]]
     result = Pipeline(steps).run(graph, samples, target, **options)
-    return Variants(captured[0], result.context, assign, lowering)
+    return Variants(captured[0], result.context, assign, lowering, spelling)
