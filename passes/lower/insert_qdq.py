@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnxq.passes.lower.embedding import lower_embedding
+from onnxq.passes.lower.keep_float import keep_float
 from onnxq.passes.lower.recurrent import dequantized_matrix, lower_recurrent
 from onnxq.passes.solve.quantize_bias import bias_key
 
@@ -36,6 +37,7 @@ class InsertQDQ(Pass):
             writer, nodes = _Writer(body, ctx, maker, source), list(body.nodes)
             changes += sum(writer.node(*planned) for planned in ctx.plan.quantized(nodes))
             changes += writer.activations()
+            keep_float(body, maker)
         g.tidy(graph)
         return changes
 
