@@ -142,7 +142,10 @@ class Workshop:
             sessions = [Session(self.model, threads=self.threads), *map(self.session, paths)]
             timed = verify.latency(sessions, feed, seconds=TIMED * len(sessions))
             self.measured += 1
-            known = [timed[0], dict(zip((c.recipe.text for c in candidates), timed[1:], strict=True))]
+            known = [
+                timed[0],
+                dict(zip((c.recipe.text for c in candidates), timed[1:], strict=True)),
+            ]
             cache.put(key, known)
         reference, times = known
         for candidate in candidates:

@@ -27,7 +27,7 @@ AT_ONCE = 24  # variants measured in one run over the samples: so many segments 
 
 
 def float_session(model: str | Path, graph: g.Graph, threads: int | None = None) -> Session:
-    """The float model as it is; where the runtime lacks kernels for its types, as `graph` has it."""
+    """The float model; as `graph` has it where the runtime has no kernels for its types."""
     try:
         return Session(model, threads=threads, config=QUIET)
     except OnnxqError:

@@ -109,9 +109,7 @@ def _inside(node: g.Node) -> list[g.Node]:
     return [inner for body in g.bodies(node) for inner in g.walk(body)]
 
 
-def _part(
-    graph: g.Graph, nodes: list[g.Node], inputs: list[str], outputs: list[str]
-) -> g.Graph:
+def _part(graph: g.Graph, nodes: list[g.Node], inputs: list[str], outputs: list[str]) -> g.Graph:
     """A copy of some nodes of a graph, as a graph."""
     tensors = graph.tensors()
     part = gs.Graph(

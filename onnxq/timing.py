@@ -13,7 +13,7 @@ from typing import Any
 from onnxq import verify
 from onnxq.pipeline import Plan
 from onnxq.samples import Feed
-from onnxq.segments import Chain, Segment, cuts
+from onnxq.segments import Chain, Lower, Segment, cuts
 from onnxq.variants import Variants
 
 RUNS = 40
@@ -40,13 +40,10 @@ def layer_times(
             continue
         first, last = max(place - 1, 0), min(place + 2, len(chain.segments))
         given: Mapping[str, Any] = states[first]
-        plans: list[Plan] = [variants.plan({name}), quantized]
         pieces = [
-            Segment(
-                graph, given, chain.cuts[last], lambda part, p=plan: variants.lowered(part, p), threads
-            )
-            for plan in plans
-        ]  # fmt: skip
+            Segment(graph, given, chain.cuts[last], _lowering(variants, plan), threads)
+            for plan in (variants.plan({name}), quantized)
+        ]
         sessions = [piece.session for piece in pieces if piece.session is not None]
         if len(sessions) == 2:
             timed = verify.latency(
@@ -54,3 +51,7 @@ def layer_times(
             )
             times[name] = timed[0].low_ms, timed[1].low_ms
     return times
+
+
+def _lowering(variants: Variants, plan: Plan) -> Lower:
+    return lambda part: variants.lowered(part, plan)

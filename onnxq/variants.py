@@ -27,6 +27,7 @@ from onnxq.target import Target
 FLOAT = NodePlan()
 _PLAIN = (np.float32, np.float64, np.float16, np.int32, np.int64)
 
+
 @dataclass(frozen=True)
 class _Capture(Pass):
     """Keeps the graph as it is before it is lowered."""

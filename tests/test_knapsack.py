@@ -13,10 +13,12 @@ from onnxq.knapsack import front
 
 def exhaustive(losses: list[list[float]], costs: list[list[float]]) -> set[tuple[float, float]]:
     """The sums of every choice that no other one beats."""
-    sums = {
-        (round(sum(map(list.__getitem__, losses, c)), 9), round(sum(map(list.__getitem__, costs, c)), 9))
-        for c in itertools.product(*(range(len(row)) for row in losses))
-    }  # fmt: skip
+
+    def total(rows: list[list[float]], choice: tuple[int, ...]) -> float:
+        return round(sum(map(list.__getitem__, rows, choice)), 9)
+
+    choices = itertools.product(*(range(len(row)) for row in losses))
+    sums = {(total(losses, choice), total(costs, choice)) for choice in choices}
     return {
         (a, b)
         for a, b in sums

@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import awkward
-import numpy as np
 import onnx
 import pytest
 from graphs import Feeds, feeds_of, model, normal, pipeline, run
 
-import onnxq
-from onnxq.errors import OnnxqError
+from onnxq.effects import Sensitivity, sensitivity
 from onnxq.metrics import metric
-from onnxq.sensitivity import Sensitivity, sensitivity
 
 
 def saved(proto: onnx.ModelProto, folder: Path) -> Path:

@@ -23,8 +23,15 @@ import numpy as np
 
 from onnxq import cache
 from onnxq import graph as g
-from onnxq.api import Source, _check_inputs, _check_paths, _check_weights, _environment
-from onnxq.api import _with_custom_ops, quantize
+from onnxq.api import (
+    Source,
+    _check_inputs,
+    _check_paths,
+    _check_weights,
+    _environment,
+    _with_custom_ops,
+    quantize,
+)
 from onnxq.bounds import Bounds, parse_bounds
 from onnxq.candidates import Candidate, Workshop, mixed
 from onnxq.errors import OnnxqError
@@ -34,7 +41,7 @@ from onnxq.metrics import Metric, class_scores
 from onnxq.metrics import metric as metric_of
 from onnxq.pipeline import Progress
 from onnxq.recipe import Recipe, load_recipe, preset_names
-from onnxq.report import Report
+from onnxq.report import Latency, Report
 from onnxq.samples import Preprocessing
 from onnxq.sampling import Sampling
 from onnxq.scratch import scratch
@@ -169,9 +176,7 @@ def _with_patterns(recipe: Recipe, include: Sequence[str], exclude: Sequence[str
     if not include and not exclude:
         return recipe
     assign = assign_of(recipe)
-    more = replace(
-        assign, include=(*assign.include, *include), exclude=(*assign.exclude, *exclude)
-    )
+    more = replace(assign, include=(*assign.include, *include), exclude=(*assign.exclude, *exclude))
     return replace(recipe, passes=tuple(more if s is assign else s for s in recipe.passes))
 
 
@@ -230,7 +235,9 @@ class _Search:
 
         def build(choice: Choice) -> Candidate | None:
             """None for the float model, which is no candidate."""
-            left_float = {n: "float" for n, option in zip(names, choice.options, strict=True) if option}
+            left_float = {
+                n: "float" for n, option in zip(names, choice.options, strict=True) if option
+            }
             if len(left_float) == len(names):
                 return None
             if not left_float:
@@ -262,9 +269,7 @@ class _Search:
         outputs = shop.reference().run(next(iter(few)))
         identity = (*shop.identity, base.recipe.text)
         weighing = metric_of("auto", outputs)
-        meter = Meter(
-            shop.model, self.solved, weighing, few, identity, shop.threads, self.progress
-        )
+        meter = Meter(shop.model, self.solved, weighing, few, identity, shop.threads, self.progress)
         found = meter.distances("alone", names)
         self.weighed += meter.evaluations
         return found
@@ -303,20 +308,21 @@ class _Search:
 
     def _fast(self, candidate: Candidate | None) -> bool:
         limit = self.bounds.latency
-        if candidate is None or limit is None:
-            return limit is None or limit.holds(1.0, 1.0)
-        if candidate.ratio is None:
-            reference = self.shop.time([candidate], self.solved)
-        else:
-            reference = self.shop.time([candidate], self.solved)
-        latency = candidate.latency
-        return latency is not None and limit.holds(latency.median_ms, reference.median_ms)
+        if candidate is None:
+            return limit is None or (limit.relative and limit.holds(1.0, 1.0))
+        return self._within_time(candidate, self.shop.time([candidate], self.solved))
+
+    def _within_time(self, candidate: Candidate, of_float: Latency) -> bool:
+        limit, taken = self.bounds.latency, candidate.latency
+        if limit is None or taken is None:
+            return limit is None
+        return limit.holds(taken.median_ms, of_float.median_ms)
 
     def _small(self, candidate: Candidate | None) -> bool:
         limit, of_float = self.bounds.size, self.shop.float_bytes
         return limit is None or limit.holds(candidate.bytes if candidate else of_float, of_float)
 
-    def choose(self, candidates: Sequence[Candidate]) -> tuple[Candidate, Any]:
+    def choose(self, candidates: Sequence[Candidate]) -> tuple[Candidate, Latency]:
         """The best of those that hold all bounds, by timing them together; the float latency."""
         good = [c for c in candidates if c.accurate(self.bounds) and self._small(c)]
         if not good:
@@ -324,10 +330,7 @@ class _Search:
         self.progress("time candidates", 0, 1)
         reference = self.shop.time(good, self.solved)
         limit = self.bounds.latency
-        fast = [
-            c for c in good
-            if limit is None or (c.latency and limit.holds(c.latency.median_ms, reference.median_ms))
-        ]  # fmt: skip
+        fast = [c for c in good if self._within_time(c, reference)]
         if not fast:
             best = min(good, key=lambda c: c.ratio or 0.0)
             raise OnnxqError(
@@ -346,9 +349,7 @@ class _Search:
             f"{len(self.shop.held_out)} held-out samples; loosen the bounds, or try other presets"
         )
 
-    def confirm(
-        self, save: Callable[[str], Any], path: Path, chosen: Candidate
-    ) -> None:
+    def confirm(self, save: Callable[[str], Any], path: Path, chosen: Candidate) -> None:
         """That the model of the recipe, made anew, is what was measured."""
         save(str(path))
         drop, cosine, agreement = self.shop.score(path)
