@@ -329,7 +329,6 @@ class _Search:
             raise OnnxqError(self._nothing(candidates))
         self.progress("time candidates", 0, 1)
         reference = self.shop.time(good, self.solved)
-        limit = self.bounds.latency
         fast = [c for c in good if self._within_time(c, reference)]
         if not fast:
             best = min(good, key=lambda c: c.ratio or 0.0)
