@@ -8,6 +8,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import wraps
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +21,7 @@ from onnxq import graph as g
 from onnxq import verify
 from onnxq.errors import OnnxqError
 from onnxq.layers import count_macs, record_layers
-from onnxq.passes import Assign, FoldBatchNorm, FoldFakeQuant, Normalize, Widen
+from onnxq.passes import Assign, FoldBatchNorm, FoldFakeQuant, Normalize, SpareSlow, Widen
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.fake_quant import is_trained
 from onnxq.pipeline import Pass, Pipeline, Progress, Result
@@ -74,6 +75,7 @@ def quantize(
     seed: int = 0,
     threads: int | None = None,
     check: bool = True,
+    latency_check: bool = True,
     write: bool = True,
     custom_ops: Sequence[str | Path] = (),
     progress: Progress = lambda what, done, total: None,
@@ -85,8 +87,9 @@ def quantize(
     `states` pairs outputs with the inputs that they are in the next run, {output: input}, beside
     the pairs that their names tell; samples may leave such inputs out.
     `limit` is how many of them calibrate. `output` defaults to `<model>.<preset>.onnx` beside the
-    model. `check=False` leaves the verification out, and the report says so. `write=False` writes
-    no file. `custom_ops` are libraries of operators that the model uses beside the runtime's own.
+    model. `check=False` leaves the verification out, and the report says so. `latency_check=False`
+    quantizes what is slower in integers on this machine too. `write=False` writes no file.
+    `custom_ops` are libraries of operators that the model uses beside the runtime's own.
 
     Raises OnnxqError, with nothing written, for bad input and for a result that does not hold.
     """
@@ -94,6 +97,8 @@ def quantize(
         raise OnnxqError("settings change a preset or a recipe file; a Recipe is final")
     path = Path(model)
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe or preset), settings)
+    if not (check and latency_check):  # what is not run is not timed
+        chosen = replace(chosen, passes=tuple(p for p in chosen.passes if p.name != SpareSlow.name))
     device = target if isinstance(target, Target) else load_target(target)
     place = Path(output) if output else path.with_name(f"{path.stem}.{chosen.name}.onnx")
     _check_paths(path, place)
@@ -118,12 +123,15 @@ def quantize(
     if needed:
         calibration, unseen = _samples(sampling, samples, limit, report)
         report.samples = calibration.description
+    elif check:
+        unseen = _made_up_for_verification(sampling, report)
     _warn_of_saturation(device, report)
     result = chosen.pipeline.run(
         original,
         calibration,
         device,
         report=report,
+        unseen=unseen,
         include=tuple(include),
         exclude=tuple(exclude),
         threads=threads,
@@ -134,8 +142,7 @@ def quantize(
         with scratch() as folder:
             staged = folder / "model.onnx"
             result.save(staged)
-            if unseen is None:
-                unseen = _made_up_for_verification(sampling, report)
+            assert unseen is not None
             prove(original, result, staged, unseen, report, threads, progress)
     _finish(result, place, report, write)
     return result

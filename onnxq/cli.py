@@ -259,6 +259,14 @@ def quantize(
             help="Write the result without running it and comparing it with the float model.",
         ),
     ] = False,
+    no_latency_check: Annotated[
+        bool,
+        typer.Option(
+            "--no-latency-check",
+            rich_help_panel=RUN,
+            help="Also quantize what is slower in integers on this machine.",
+        ),
+    ] = False,
     preset: Annotated[
         str,
         typer.Option(metavar="NAME", rich_help_panel=CHOICE, help="A name from `onnxq presets`."),
@@ -342,6 +350,7 @@ def quantize(
             threads=threads,
             custom_ops=custom_ops or (),
             check=not no_verify,
+            latency_check=not no_latency_check,
             progress=progress,
         )
     _deliver(result.report, report, json, quiet)

@@ -63,6 +63,12 @@ class Target:
     left_float: dict[str, str] = field(default_factory=dict)
     session: dict[str, str] = field(default_factory=dict)
     integer_operators: tuple[str, ...] = ()  # those that the QOperator form may use
+    machines: tuple[str, ...] = ()  # as `uname -m` names them; none: any
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this machine is of the target's kind: what is timed here holds there."""
+        return not self.machines or platform.machine().lower() in self.machines
 
     def rule(self, node: gs.Node, form: Form, activation_bits: int = 8) -> OpRule | None:
         """The first rule that takes this node in this form, with activations of so many bits."""
@@ -139,7 +145,15 @@ def _parse(name: str, text: str) -> Target:
     if "base" in data:
         base_name = toml.coerce(data.pop("base"), str, f"{where}: base")
         base = _parse(base_name, target_text(base_name))
-        kept = ("providers", "opset", "ops", "left_float", "session", "integer_operators")
+        kept = (
+            "providers",
+            "opset",
+            "ops",
+            "left_float",
+            "session",
+            "integer_operators",
+            "machines",
+        )
         inherited |= {key: getattr(base, key) for key in kept}
     adds_pairs = toml.coerce(data.pop("adds_pairs", True), bool, f"{where}: adds_pairs")
     if not adds_pairs:  # the base's rules hold, without their bounds on pairs

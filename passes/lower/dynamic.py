@@ -16,6 +16,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnxq.passes.lower.embedding import lower_embedding
 from onnxq.passes.lower.recurrent import lower_recurrent
+from onnxq.passes.lower.stored import lower_stored
 
 from onnxq import graph as g
 from onnxq.graph import Graph, Node
@@ -43,7 +44,9 @@ class Dynamic(Pass):
                 if view is None or view.tensor.name not in ctx.weights:
                     continue
                 q = ctx.weights[view.tensor.name]
-                if node.op == "Gather":
+                if plan.stored:
+                    changes += lower_stored(body, node, ctx.weights, maker)
+                elif node.op == "Gather":
                     changes += lower_embedding(body, node, q, maker)
                 elif node.op in g.RECURRENT:
                     changes += lower_recurrent(body, node, plan, ctx.weights, maker)

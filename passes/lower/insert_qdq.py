@@ -14,6 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnxq.passes.lower.embedding import lower_embedding
 from onnxq.passes.lower.recurrent import dequantized_matrix, lower_recurrent
+from onnxq.passes.lower.stored import lower_stored
 from onnxq.passes.solve.quantize_bias import bias_key
 
 from onnxq import graph as g
@@ -55,6 +56,8 @@ class _Writer:
         if view is None or view.tensor.name not in self.ctx.weights:
             return 0
         codes = self.ctx.weights[view.tensor.name]
+        if plan.stored:
+            return lower_stored(self.body, node, self.ctx.weights, self.maker)
         if node.op == "Gather":
             return lower_embedding(self.body, node, codes, self.maker)
         if node.op in g.RECURRENT:
