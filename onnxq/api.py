@@ -19,6 +19,7 @@ import onnx
 
 from onnxq import graph as g
 from onnxq import verify
+from onnxq.choose import settle
 from onnxq.errors import OnnxqError
 from onnxq.layers import count_macs, record_layers
 from onnxq.passes import Assign, FoldBatchNorm, FoldFakeQuant, Normalize, SpareSlow, Widen
@@ -117,7 +118,8 @@ def quantize(
     )
     progress("samples", 0, 1)
     sampling = Sampling(path, model_proto, preprocess, states, batch_size, seed, threads)
-    needed = samples is not None or any(step.needs_samples for step in chosen.passes)
+    needed = samples is not None or bool(chosen.optional)
+    needed = needed or any(step.needs_samples for step in chosen.passes)
     calibration: Samples | None = None
     unseen: Samples | None = None
     if needed:
@@ -126,16 +128,13 @@ def quantize(
     elif check:
         unseen = _made_up_for_verification(sampling, report)
     _warn_of_saturation(device, report)
+    options = {"include": tuple(include), "exclude": tuple(exclude), "threads": threads}
+    if chosen.optional:
+        assert calibration is not None
+        chosen = settle(chosen, original, calibration, device, report, options, progress)
+        report.recipe = chosen.text
     result = chosen.pipeline.run(
-        original,
-        calibration,
-        device,
-        report=report,
-        unseen=unseen,
-        include=tuple(include),
-        exclude=tuple(exclude),
-        threads=threads,
-        progress=progress,
+        original, calibration, device, report=report, unseen=unseen, progress=progress, **options
     )
     record_layers(result, report)
     if check:
