@@ -33,7 +33,7 @@ def shared(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def stopped_clock() -> Iterator[None]:
-    """No test's outcome hangs on what is faster at the moment: all forms of a model take as long."""
+    """No outcome hangs on what is faster at the moment: all forms of a model take as long."""
 
     def latency(sessions: list[Any], *arguments: Any, **options: Any) -> list[Latency]:
         return [Latency(1.0, 1.0, 1.0) for _ in sessions]
