@@ -384,7 +384,7 @@ def check_preset(case: Case, preset: str) -> str:
 
 def check_finely(case: Case, expected: list[dict[str, Array]], coarse: g.Graph) -> None:
     """Sixteen bits say the same to 30 dB; where that is out of reach, 20 dB better than eight."""
-    settings = ["calibrate.method=minmax", "assign.activation_bits=16"]
+    settings = ["calibrate.method=minmax", "assign.format=w16a16"]
     fine = pipeline(case.model, case.feeds, "int8-static", fine_target(), settings).graph
     for key in expected[0]:
         want, eight, sixteen = (

@@ -3,6 +3,10 @@
 Every provider of ONNX Runtime reads this form and fuses it into its own integer kernels. A weight
 becomes integer codes behind a DequantizeLinear; an activation passes a QuantizeLinear and a
 DequantizeLinear. Where a kernel hands on codes, all readers of its output go through the pair.
+
+Activations of fewer than 8 bits are 8-bit codes, clipped between the two to those few that they
+may take: no kernel of onnxruntime takes less than 8 bits, and with a packed type it refuses the
+model, while a Clip of codes leaves the operators around it fused.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnxq.passes.lower.codes import eight_bit_codes, eight_bit_zero
 from onnxq.passes.lower.embedding import lower_embedding
 from onnxq.passes.lower.recurrent import dequantized_matrix, lower_recurrent
 from onnxq.passes.solve.quantize_bias import bias_key
@@ -51,17 +56,20 @@ class _Writer:
 
     def node(self, node: Node, plan: NodePlan) -> int:
         view = g.weight_view(node)
-        if view is None or view.tensor.name not in self.ctx.weights:
+        if view is None or plan.weight is None or view.tensor.name not in self.ctx.weights:
             return 0
         codes = self.ctx.weights[view.tensor.name]
         if node.op == "Gather":
             return lower_embedding(self.body, node, codes, self.maker)
         if node.op in g.RECURRENT:
             return lower_recurrent(self.body, node, plan, self.ctx.weights, self.maker)
-        if view.tensor.name not in self.dequantized:
-            self.dequantized[view.tensor.name] = self._weight(view, codes)
+        # Weights alone and blocks have no integer kernel that takes 8 bits, but one that takes fewer.
+        packed = codes.qtype.bits < 8 and (plan.activation is None or codes.scale.ndim == 2)
+        known = f"{view.tensor.name} packed" if packed else view.tensor.name
+        if known not in self.dequantized:
+            self.dequantized[known] = self._weight(view, codes, packed)
         key = bias_key(node)
-        node.inputs[view.slot] = self.dequantized[view.tensor.name]
+        node.inputs[view.slot] = self.dequantized[known]
         if key is not None and key in self.ctx.weights:
             node.inputs[2] = self._bias(key, self.ctx.weights[key])
         return 1
@@ -95,14 +103,14 @@ class _Writer:
             maker.inputs.clear()
             maker.outputs.clear()
             self.body.nodes.remove(maker)
-            self._quantize_dequantize(raw, params, tensor)
+            self._quantize_dequantize(raw, params, tensor, tensor.name)
             self.dequantized[tensor.name] = tensor
             return 1
         if g.is_output(self.body, tensor):
             # The model's output keeps its name and is what comes out of the pair.
             raw = gs.Variable(self.maker.name(f"{tensor.name}_raw"), dtype=tensor.dtype)
             maker.outputs[maker.outputs.index(tensor)] = raw
-            self._quantize_dequantize(raw, params, tensor)
+            self._quantize_dequantize(raw, params, tensor, tensor.name)
             self.dequantized[tensor.name] = tensor
             return 1
         for reader in readers:
@@ -116,19 +124,29 @@ class _Writer:
         name = self._name(tensor)
         if name not in self.dequantized:
             out = gs.Variable(self.maker.name(f"{name}_dequantized"), dtype=tensor.dtype)
-            self._quantize_dequantize(tensor, self.ctx.activations[name], out)
+            maker = g.producer(tensor)
+            copied = maker is not None and maker.op == "Identity" and g.is_standard(maker)
+            origin = maker.inputs[0] if copied else tensor
+            self._quantize_dequantize(origin, self.ctx.activations[name], out, name)
             self.dequantized[name], self.source[out.name] = out, name
         return self.dequantized[name]
 
-    def _quantize_dequantize(self, x: gs.Variable, params: QParams, out: gs.Variable) -> None:
-        name = self._name(x)
+    def _quantize_dequantize(
+        self, x: gs.Variable, params: QParams, out: gs.Variable, name: str
+    ) -> None:
+        qtype = params.qtype
         scale = self.maker.constant(f"{name}_scale", params.scale)
-        zero = self.maker.constant(f"{name}_zero_point", params.zero)
+        zero = self.maker.constant(f"{name}_zero_point", eight_bit_zero(params.zero, qtype))
         codes = self.maker.emit(self.body, "QuantizeLinear", [x, scale, zero], name)
+        if qtype.bits < 8:
+            ends = [np.asarray(end, zero.dtype) for end in (qtype.qmin, qtype.qmax)]
+            bounds = [self.maker.constant(f"code_{end}_{end.dtype}", end) for end in ends]
+            codes = self.maker.emit(self.body, "Clip", [codes, *bounds], name)
+            codes.dtype = zero.dtype
         real = self.maker.emit(self.body, "DequantizeLinear", [codes, scale, zero], name)
         real.inputs[0].outputs[0] = out
 
-    def _weight(self, view: g.WeightView, q: QTensor) -> gs.Variable:
+    def _weight(self, view: g.WeightView, q: QTensor, packed: bool) -> gs.Variable:
         if view.batches > 1 and q.scale.ndim:
             return dequantized_matrix(self.body, view, q, self.maker)
         attrs: dict[str, int] = {}
@@ -139,20 +157,26 @@ class _Writer:
             attrs = {"axis": view.block_axis, "block_size": q.qtype.group or 0}
             if view.block_axis < view.axis:
                 scale, zero = scale.T, zero.T
-        return self._dequantize(view.tensor.name, view.from_matrix(q.codes), scale, zero, attrs)
+        name, codes = view.tensor.name, view.from_matrix(q.codes)
+        if packed:
+            stored = self.maker.constant(f"{name}_quantized", codes)
+            return self._dequantize(f"{name}_packed", stored, scale, zero, attrs)
+        wide = eight_bit_codes(self.body, name, codes, q.qtype, self.maker)
+        return self._dequantize(name, wide, scale, eight_bit_zero(zero, q.qtype), attrs)
 
     def _bias(self, name: str, q: QTensor) -> gs.Variable:
-        return self._dequantize(name, q.codes[:, 0], q.scale, q.zero, {"axis": 0})
+        codes = self.maker.constant(f"{name}_quantized", np.ascontiguousarray(q.codes[:, 0]))
+        return self._dequantize(name, codes, q.scale, q.zero, {"axis": 0})
 
     def _dequantize(
-        self, name: str, codes: g.Array, scale: g.Array, zero: g.Array, attrs: dict[str, int]
+        self, name: str, codes: gs.Tensor, scale: g.Array, zero: g.Array, attrs: dict[str, int]
     ) -> gs.Variable:
-        parts = {"quantized": codes, "scale": scale, "zero_point": zero}
-        inputs: list[gs.Tensor] = [
+        parts = {"scale": scale, "zero_point": zero}
+        grid = [
             self.maker.constant(f"{name}_{part}", np.ascontiguousarray(a).reshape(a.shape))
             for part, a in parts.items()
         ]
-        return self.maker.emit(self.body, "DequantizeLinear", inputs, name, **attrs)
+        return self.maker.emit(self.body, "DequantizeLinear", [codes, *grid], name, **attrs)
 
     def _is_dequantized(self, tensor: gs.Tensor) -> bool:
         maker = g.producer(tensor)

@@ -10,19 +10,20 @@
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import onnx_graphsurgeon as gs
+from onnxq.passes.prepare.normalize import Normalize
 from onnxq.passes.solve.fake_quant import refuse_quantized
+from onnxq.passes.solve.fork import fork_mixed_activations, fork_shared_weights
+from onnxq.passes.solve.selectors import Selector, formats_by_node, split
 
 from onnxq import graph as g
-from onnxq.errors import OnnxqError, suggest
+from onnxq.errors import OnnxqError
 from onnxq.graph import Graph, Node
 from onnxq.pipeline import Context, NodePlan, Pass
-from onnxq.target import Form, OpRule
+from onnxq.qtype import QType
+from onnxq.target import Form, Format, OpRule
 
 HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", *g.RECURRENT)
 MOVERS = (
@@ -34,6 +35,7 @@ SHORT_ROWS = f"rows of fewer than {SHORTEST_ROW}: a scale for each would cost wh
 FLOAT_INPUTS = "its inputs are float: quantizing them would cost more than it saves"
 HIDDEN = "in a body inside a Scan, where its activations cannot be observed"
 BATCH_FIRST = "its batch stands first (layout 1), which the integer kernel does not know"
+FLOAT = Format()
 CONSTANT_OPERAND = "one operand is constant: its rounding would cost accuracy"
 
 
@@ -42,28 +44,45 @@ class Assign(Pass):
     """The plan: per node its weight and activation formats, or the reason why it stays float.
 
     `form` is `static` (activations quantized with calibrated ranges) or `dynamic` (at run time).
+    `format` gives the widths of weights and activations (`w8a8`, `w4a8`, `w8a16`, …; `w8` and `a8`
+    leave the other float): of the target's rules, those of these widths are taken. Where weights
+    are to be narrower than an operator's kernels take them, they get 8 bits. `layers` holds
+    exceptions, `pattern=format`, of which the last that matches wins.
     `include` and `exclude` hold patterns on node names and operator types: globs, or regular
-    expressions after `re:`. `activation_bits` is the width of activations: of the target's rules,
-    those with this width are taken.
+    expressions after `re:`.
+    `per_tensor` gives a weight one scale, `symmetric` makes all zero points 0, `power_of_two` all
+    scales powers of two: for hardware that knows nothing else.
     """
 
     form: Form = "static"
-    activation_bits: int = 8
+    format: str = "w8a8"
+    layers: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    per_tensor: bool = False
+    symmetric: bool = False
+    power_of_two: bool = False
     name: ClassVar[str] = "assign"
     analysis: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        Format.parse(self.format)
+        for layer in self.layers:
+            split(layer)
+        if self.form == "dynamic" and (self.symmetric or self.power_of_two):
+            raise OnnxqError(
+                "assign.symmetric and assign.power_of_two are for calibrated ranges: activations "
+                'quantized as they come are neither; use form = "static"'
+            )
 
     def apply(self, graph: Graph, ctx: Context) -> int:
         if ctx.plan:
             return 0
         refuse_quantized(graph)
-        _check_bits(ctx, self.form, self.activation_bits)
-        include = Selector((*self.include, *ctx.include), graph)
-        exclude = Selector((*self.exclude, *ctx.exclude), graph)
+        wishes = self._wishes(graph, ctx)
         hidden = {id(body) for body in g.hidden(graph)}
         for body in g.subgraphs(graph):
-            planner = _Planner(body, ctx, self.form, self.activation_bits, include, exclude)
+            planner = _Planner(body, ctx, self, wishes)
             planner.hidden = id(body) in hidden
             planner.run()
         done = len(ctx.plan.quantized(g.walk(graph)))
@@ -80,46 +99,65 @@ class Assign(Pass):
                 + ("; ".join(reasons[:3]) if reasons else "it has no operator with weights")
                 + other
             )
-        _fork_shared_weights(graph, ctx)
+        fork_shared_weights(graph, ctx)
+        fork_mixed_activations(graph, ctx)
         return done
 
-
-def _check_bits(ctx: Context, form: Form, bits: int) -> None:
-    known = sorted(ctx.target.activation_bits(form))
-    if known and bits not in known:
-        raise OnnxqError(
-            f"target {ctx.target.name} has no {form} rule with {bits}-bit activations, only with "
-            f"{' and '.join(map(str, known))}; choose another --target or preset"
+    def _wishes(self, graph: Graph, ctx: Context) -> Wishes:
+        """What is wanted of each node, after raising the opset to what can say it."""
+        default = Format.parse(self.format)
+        formats = {default} | {split(layer)[1] for layer in self.layers}
+        known = ctx.target.formats(self.form)
+        for unknown in sorted(map(str, formats - known - {FLOAT})) if known else []:
+            raise OnnxqError(
+                f"target {ctx.target.name} has no {self.form} rule for {unknown}, only for "
+                f"{', '.join(sorted(map(str, known)))}; choose another --target or format"
+            )
+        least = max(format.opset for format in formats)
+        if graph.opset < least:
+            Normalize(least).apply(graph, ctx)
+        return Wishes(
+            Selector((*self.include, *ctx.include), graph),
+            Selector((*self.exclude, *ctx.exclude), graph),
+            formats_by_node(self.layers, graph),
+            default,
         )
 
+    def in_scheme(self, rule: OpRule) -> OpRule:
+        """The rule with its formats as this pass wants them."""
 
-class Selector:
-    """Patterns over node names and operator types. A pattern that matches nothing is an error."""
+        def changed(qtype: QType | None) -> QType | None:
+            if qtype is not None and self.symmetric:
+                qtype = replace(qtype, signed=True, symmetric=True)
+            if qtype is not None and self.power_of_two:
+                qtype = replace(qtype, power_of_two=True)
+            return qtype
 
-    def __init__(self, patterns: tuple[str, ...], graph: Graph) -> None:
-        self.patterns = patterns
-        nodes = list(g.walk(graph))
-        for pattern in patterns:
-            if not any(_matches(pattern, node) for node in nodes):
-                known = {n.op for n in nodes} | {n.name for n in nodes if n.op in HEAVY}
-                raise OnnxqError(
-                    f"{pattern!r} matches no node name or operator{suggest(pattern, known)}"
-                )
-
-    def __call__(self, node: Node) -> bool:
-        return any(_matches(pattern, node) for pattern in self.patterns)
-
-    def __bool__(self) -> bool:
-        return bool(self.patterns)
+        weight, activation = changed(rule.weight), changed(rule.activation)
+        if weight is not None and self.per_tensor:
+            weight = replace(weight, group=None)
+        return replace(rule, weight=weight, activation=activation)
 
 
-def _matches(pattern: str, node: Node) -> bool:
-    if pattern.startswith("re:"):
-        try:
-            return any(re.search(pattern[3:], text) for text in (node.name, node.op))
-        except re.error as error:
-            raise OnnxqError(f"{pattern!r} is no regular expression: {error}") from None
-    return fnmatchcase(node.name, pattern) or fnmatchcase(node.op, pattern)
+@dataclass(frozen=True)
+class Wishes:
+    """What recipe and user want of each node."""
+
+    include: Selector
+    exclude: Selector
+    formats: dict[str, Format]
+    default: Format
+
+    def format(self, node: Node) -> Format:
+        return self.formats.get(node.name, self.default)
+
+    def why_float(self, node: Node) -> str:
+        """Why a node is left float whatever the target runs; "" where it is not."""
+        if self.exclude(node):
+            return "excluded by the user"
+        if self.include and node.op in HEAVY and not self.include(node):
+            return "not among the included"
+        return "left float by the recipe" if self.format(node) == FLOAT else ""
 
 
 class _Planner:
@@ -130,19 +168,11 @@ class _Planner:
 
     hidden = False
 
-    def __init__(
-        self,
-        graph: Graph,
-        ctx: Context,
-        form: Form,
-        bits: int,
-        include: Selector,
-        exclude: Selector,
-    ) -> None:
-        self.graph, self.ctx, self.form, self.bits = graph, ctx, form, bits
-        self.include, self.exclude = include, exclude
+    def __init__(self, graph: Graph, ctx: Context, assign: Assign, wishes: Wishes) -> None:
+        self.graph, self.ctx, self.assign, self.wishes = graph, ctx, assign, wishes
+        self.form = assign.form
         self.own = {id(node) for node in graph.nodes}
-        self.coded: set[str] = set()  # tensors that are handed on as codes
+        self.coded: dict[str, QType] = {}  # tensors that are handed on as codes
         self.wanted = self._find_wanted()
 
     def run(self) -> None:
@@ -151,8 +181,8 @@ class _Planner:
             if plan is None:
                 continue
             self.ctx.plan[node.name] = plan
-            if plan.output:
-                self.coded |= {t.name for t in node.outputs}
+            if plan.output and plan.activation:
+                self.coded |= {t.name: plan.activation for t in node.outputs}
             if not plan.quantized:
                 self.ctx.report.skip(node.name, node.op, plan.reason)
 
@@ -211,7 +241,7 @@ class _Planner:
 
     def _mover(self, node: Node) -> NodePlan | None:
         source = node.inputs[0].name if node.inputs else ""
-        if source not in self.coded or self.form != "static" or self.exclude(node):
+        if source not in self.coded or self.form != "static" or self.wishes.why_float(node):
             return None
         if node.op == "Pad" and (
             node.attrs.get("mode", "constant") != "constant"
@@ -219,18 +249,19 @@ class _Planner:
                 and not (g.is_constant(node.inputs[2]) and not g.values(node.inputs[2]).any()))
         ):  # fmt: skip
             return None
-        rule = self.ctx.target.rule(node, self.form, self.bits)
+        codes = self.coded[source]  # moved as they are
+        rule = self.ctx.target.rule(node, self.form, Format(None, codes.bits))
         if rule is None:
             return None
         if not any(t.name in self.wanted for t in node.outputs):
             return None
-        return NodePlan(activation=rule.activation, inputs=(0,), output=True, rule=rule)
+        return NodePlan(activation=codes, inputs=(0,), output=True, rule=rule)
 
     def rule(self, node: Node) -> OpRule | None:
         """The target's rule for a node that the user wants quantized."""
-        if self.exclude(node) or (self.include and node.op in HEAVY and not self.include(node)):
+        if self.wishes.why_float(node):
             return None
-        rule = self.ctx.target.rule(node, self.form, self.bits)
+        rule = self._of_target(node)
         if rule is not None and (self._unseen(rule, node) or _is_batch_first(rule, node)):
             return None
         if rule is None or node.op not in HEAVY:
@@ -240,14 +271,25 @@ class _Planner:
             return None
         return rule if has_weight or not any(g.is_constant(t) for t in node.inputs) else None
 
+    def _of_target(self, node: Node) -> OpRule | None:
+        """The target's rule for the format that is wished for, in the recipe's scheme."""
+        format = self.wishes.format(node)
+        rule = self.ctx.target.rule(node, self.form, format)
+        if rule is None and (format.weight_bits or 8) < 8:
+            rule = self.ctx.target.rule(node, self.form, replace(format, weight_bits=8))
+        if rule is not None and node.op in g.RECURRENT and rule.activation is not None:
+            if rule.weight is None:
+                return None  # its kernel quantizes activations only together with weights
+            if self.assign.symmetric or self.assign.power_of_two:  # and as they come
+                rule = rule.only(Format(rule.weight.bits))
+        return None if rule is None else self.assign.in_scheme(rule)
+
     def _refusal(self, node: Node) -> str:
-        if self.exclude(node):
-            return "excluded by the user"
-        if self.include and not self.include(node):
-            return "not among the included"
+        if why := self.wishes.why_float(node):
+            return why
         if node.op == "Gather" and g.weight_view(node) is None:
             return ""
-        rule = self.ctx.target.rule(node, self.form, self.bits)
+        rule = self._of_target(node)
         if rule is not None and self._unseen(rule, node):
             return HIDDEN
         if rule is not None and _is_batch_first(rule, node):
@@ -259,7 +301,7 @@ class _Planner:
                 return "its constant operand is the left one, or a vector"
             if self.form == "dynamic":
                 return "a product of two activations: dynamic quantization needs a constant weight"
-        return self.ctx.target.why_float(node, self.form)
+        return self.ctx.target.why_float(node, self.form, self.wishes.format(node))
 
     def _unseen(self, rule: OpRule, node: Node) -> bool:
         """Whether a rule wants ranges of activations that cannot be observed."""
@@ -273,7 +315,9 @@ class _Planner:
     def _fusing_rule(self, node: Node, maker: Node) -> OpRule | None:
         """The rule by which `maker` takes this activation function into its own kernel."""
         plan = self.ctx.plan.get(maker.name)
-        if plan is None or plan.rule is None or plan.activation is None or self.exclude(node):
+        if plan is None or plan.rule is None or plan.activation is None:
+            return None
+        if self.wishes.why_float(node):
             return None
         return plan.rule if self._fused(maker, plan.rule) is node else None
 
@@ -307,22 +351,3 @@ class _Planner:
 def _is_batch_first(rule: OpRule, node: Node) -> bool:
     """A recurrence that its integer kernel, which has no attribute `layout`, would misread."""
     return rule.activation is not None and node.op in g.RECURRENT and bool(node.attrs.get("layout"))
-
-
-def _fork_shared_weights(graph: Graph, ctx: Context) -> None:
-    """A weight that several nodes read in different ways becomes one initializer per way."""
-    namer = g.Namer(graph)
-    ways: dict[str, dict[object, gs.Constant]] = {}
-    for node, plan in ctx.plan.quantized(g.walk(graph)):
-        if plan.weight is None:
-            continue
-        limit = plan.rule.pair_limit if plan.rule else None
-        for view in g.weight_views(node):
-            way = (node.op, view.axis, view.groups, plan.weight, limit)
-            known = ways.setdefault(view.tensor.name, {})
-            if known and way not in known:
-                fork = g.renamed(view.tensor, namer(f"{view.tensor.name}_fork"))
-                node.inputs[view.slot] = known[way] = fork
-            else:
-                known.setdefault(way, view.tensor)
-                node.inputs[view.slot] = known[way]
