@@ -125,7 +125,9 @@ class Target:
         Weights or activations alone are left of a static rule; a dynamic one multiplies codes.
         """
         rules = [rule for rules in self.ops.values() for rule in rules if rule.form == form]
-        found = {Format(r.weight.bits, r.activation.bits) for r in rules if r.weight and r.activation}
+        found = {
+            Format(r.weight.bits, r.activation.bits) for r in rules if r.weight and r.activation
+        }
         if form == "static":
             found |= {Format(rule.weight.bits, None) for rule in rules if rule.weight}
             found |= {Format(None, rule.activation.bits) for rule in rules if rule.activation}

@@ -15,8 +15,8 @@ def eight_bit_codes(
 ) -> gs.Tensor:
     """Codes in 8 bits; narrower ones are stored packed, behind a Cast.
 
-    No integer kernel of onnxruntime takes 4 bits. It computes a Cast of an initializer when it loads
-    the model, and what reads the result is fused as for a weight stored in 8 bits.
+    No integer kernel of onnxruntime takes 4 bits. A Cast of an initializer is computed when the
+    model is loaded, and what reads the result is fused as for a weight stored in 8 bits.
     """
     stored = maker.constant(f"{name}_quantized", values)
     if qtype.bits >= 8:

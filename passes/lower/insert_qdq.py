@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from onnxq.passes.lower.codes import eight_bit_codes, eight_bit_zero
 from onnxq.passes.lower.embedding import lower_embedding
 from onnxq.passes.lower.recurrent import dequantized_matrix, lower_recurrent
+from onnxq.passes.solve.assign import MOVERS
 from onnxq.passes.solve.quantize_bias import bias_key
 
 from onnxq import graph as g
@@ -37,9 +38,11 @@ class InsertQDQ(Pass):
         maker, changes = g.Maker(graph), 0
         source: dict[str, str] = {}
         for body in list(g.subgraphs(graph)):  # outermost first
-            writer, nodes = _Writer(body, ctx, maker, source), list(body.nodes)
+            writer, nodes = _Writer(graph, body, ctx, maker, source), list(body.nodes)
+            kept_float = [node for node in nodes if _is_fused_unasked(node, ctx)]
             changes += sum(writer.node(*planned) for planned in ctx.plan.quantized(nodes))
             changes += writer.activations()
+            changes += sum(map(writer.shield, kept_float))
         g.tidy(graph)
         return changes
 
@@ -50,8 +53,11 @@ class _Writer:
     `source` is what each pair's output stands for, those of enclosing graphs included.
     """
 
-    def __init__(self, body: Graph, ctx: Context, maker: g.Maker, source: dict[str, str]) -> None:
-        self.body, self.ctx, self.maker, self.source = body, ctx, maker, source
+    def __init__(
+        self, graph: Graph, body: Graph, ctx: Context, maker: g.Maker, source: dict[str, str]
+    ) -> None:
+        self.graph, self.body, self.ctx, self.maker = graph, body, ctx, maker
+        self.source = source
         self.dequantized: dict[str, gs.Variable] = {}  # weight or activation → its DQ output
 
     def node(self, node: Node, plan: NodePlan) -> int:
@@ -63,11 +69,10 @@ class _Writer:
             return lower_embedding(self.body, node, codes, self.maker)
         if node.op in g.RECURRENT:
             return lower_recurrent(self.body, node, plan, self.ctx.weights, self.maker)
-        # Weights alone and blocks have no integer kernel that takes 8 bits, but one that takes fewer.
-        packed = codes.qtype.bits < 8 and (plan.activation is None or codes.scale.ndim == 2)
-        known = f"{view.tensor.name} packed" if packed else view.tensor.name
+        alone = plan.activation is None
+        known = f"{view.tensor.name} alone" if alone else view.tensor.name
         if known not in self.dequantized:
-            self.dequantized[known] = self._weight(view, codes, packed)
+            self.dequantized[known] = self._weight(view, codes, alone)
         key = bias_key(node)
         node.inputs[view.slot] = self.dequantized[known]
         if key is not None and key in self.ctx.weights:
@@ -89,6 +94,23 @@ class _Writer:
                     node.inputs[slot] = self._pair(tensor)
                     changes += 1
         return changes
+
+    def shield(self, node: Node) -> int:
+        """A Clip at the ends of float32, which changes nothing, between codes and a node that is
+        to work on floats.
+        """
+        maker = g.producer(node.inputs[0])
+        while maker is not None and maker.op in MOVERS:
+            maker = g.producer(maker.inputs[0])
+        if maker is None or maker.op != "DequantizeLinear":
+            return 0
+        limits = np.finfo(np.float32)
+        ends = {"lowest": limits.min, "largest": limits.max}
+        bounds = [self.maker.constant(f"{name}_float", value) for name, value in ends.items()]
+        x = node.inputs[0]
+        node.inputs[0] = self.maker.emit(self.body, "Clip", [x, *bounds], node.name)
+        node.inputs[0].dtype = x.dtype
+        return 1
 
     def _everywhere(self, tensor: gs.Variable) -> int:
         if tensor.name not in self.ctx.activations or tensor.name in self.dequantized:
@@ -146,9 +168,13 @@ class _Writer:
         real = self.maker.emit(self.body, "DequantizeLinear", [codes, scale, zero], name)
         real.inputs[0].outputs[0] = out
 
-    def _weight(self, view: g.WeightView, q: QTensor, packed: bool) -> gs.Variable:
+    def _weight(self, view: g.WeightView, q: QTensor, alone: bool) -> gs.Variable:
+        """The weight dequantized. `alone`, with float activations, not inside a body: there
+        onnxruntime 1.31 fuses it with a MatMul and then does not find its codes.
+        """
+        body = self.graph if alone else self.body
         if view.batches > 1 and q.scale.ndim:
-            return dequantized_matrix(self.body, view, q, self.maker)
+            return dequantized_matrix(body, view, q, self.maker)
         attrs: dict[str, int] = {}
         scale, zero = q.scale, q.zero
         if q.scale.ndim == 1:
@@ -158,29 +184,47 @@ class _Writer:
             if view.block_axis < view.axis:
                 scale, zero = scale.T, zero.T
         name, codes = view.tensor.name, view.from_matrix(q.codes)
-        if packed:
+        if q.qtype.bits < 8 and (alone or q.scale.ndim == 2):  # kernels for those take packed codes
             stored = self.maker.constant(f"{name}_quantized", codes)
-            return self._dequantize(f"{name}_packed", stored, scale, zero, attrs)
-        wide = eight_bit_codes(self.body, name, codes, q.qtype, self.maker)
-        return self._dequantize(name, wide, scale, eight_bit_zero(zero, q.qtype), attrs)
+            return self._dequantize(body, f"{name}_packed", stored, scale, zero, attrs)
+        wide = eight_bit_codes(body, name, codes, q.qtype, self.maker)
+        return self._dequantize(body, name, wide, scale, eight_bit_zero(zero, q.qtype), attrs)
 
     def _bias(self, name: str, q: QTensor) -> gs.Variable:
         codes = self.maker.constant(f"{name}_quantized", np.ascontiguousarray(q.codes[:, 0]))
-        return self._dequantize(name, codes, q.scale, q.zero, {"axis": 0})
+        return self._dequantize(self.body, name, codes, q.scale, q.zero, {"axis": 0})
 
     def _dequantize(
-        self, name: str, codes: gs.Tensor, scale: g.Array, zero: g.Array, attrs: dict[str, int]
+        self,
+        body: Graph,
+        name: str,
+        codes: gs.Tensor,
+        scale: g.Array,
+        zero: g.Array,
+        attrs: dict[str, int],
     ) -> gs.Variable:
         parts = {"scale": scale, "zero_point": zero}
         grid = [
             self.maker.constant(f"{name}_{part}", np.ascontiguousarray(a).reshape(a.shape))
             for part, a in parts.items()
         ]
-        return self.maker.emit(self.body, "DequantizeLinear", [codes, *grid], name, **attrs)
+        return self.maker.emit(body, "DequantizeLinear", [codes, *grid], name, **attrs)
 
     def _is_dequantized(self, tensor: gs.Tensor) -> bool:
         maker = g.producer(tensor)
         return maker is not None and maker.op == "DequantizeLinear" and g.owns(self.body, maker)
+
+
+def _is_fused_unasked(node: Node, ctx: Context) -> bool:
+    """Whether the runtime could make a node integer that is to have float weights or activations.
+
+    Behind a DequantizeLinear onnxruntime 1.31 rounds a float weight of its own accord, per tensor
+    and regardless of saturation; and it takes a weight stored as codes into an integer kernel.
+    """
+    if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or g.weight_view(node) is None:
+        return False
+    plan = ctx.plan.get(node.name, NodePlan())
+    return not (plan.weight and plan.inputs) and (node.op != "MatMul" or plan.weight is not None)
 
 
 def saturation_does(node: Node, params: QParams) -> bool:

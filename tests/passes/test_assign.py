@@ -250,7 +250,9 @@ def test_formats_that_a_target_has_no_rule_for_are_an_error_in_one_line(
     form: str, format: str
 ) -> None:
     for wishes in ({"format": format}, {"layers": (f"a={format}",)}):
-        with pytest.raises(OnnxqError, match=f"target cpu has no {form} rule for {format}") as error:
+        with pytest.raises(
+            OnnxqError, match=f"target cpu has no {form} rule for {format}"
+        ) as error:
             plan_of(ZOO["residual"](), form=form, **wishes)
         assert "w8a8" in str(error.value)
         assert "\n" not in str(error.value)
