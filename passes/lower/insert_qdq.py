@@ -106,7 +106,9 @@ class _Writer:
             return 0
         limits = np.finfo(np.float32)
         ends = {"lowest": limits.min, "largest": limits.max}
-        bounds = [self.maker.constant(f"{name}_float", value) for name, value in ends.items()]
+        bounds = [
+            self.maker.constant(f"{name}_float", np.asarray(value)) for name, value in ends.items()
+        ]
         x = node.inputs[0]
         node.inputs[0] = self.maker.emit(self.body, "Clip", [x, *bounds], node.name)
         node.inputs[0].dtype = x.dtype
@@ -147,8 +149,9 @@ class _Writer:
         if name not in self.dequantized:
             out = gs.Variable(self.maker.name(f"{name}_dequantized"), dtype=tensor.dtype)
             maker = g.producer(tensor)
-            copied = maker is not None and maker.op == "Identity" and g.is_standard(maker)
-            origin = maker.inputs[0] if copied else tensor
+            origin = tensor
+            if maker is not None and maker.op == "Identity":  # a copy for another format
+                origin = maker.inputs[0]
             self._quantize_dequantize(origin, self.ctx.activations[name], out, name)
             self.dequantized[name], self.source[out.name] = out, name
         return self.dequantized[name]

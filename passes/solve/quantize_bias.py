@@ -74,7 +74,7 @@ def widen(weight: QTensor, factors: NDArray[np.float64]) -> QTensor:
     if not weight.scale.ndim:
         factors = factors.max()
     if weight.qtype.power_of_two:
-        factors = next_power_of_two(factors)
+        factors = next_power_of_two(factors).astype(np.float64)
     zero = spread(weight.zero, weight.codes.shape).astype(np.float64)
     codes = np.rint((weight.codes.astype(np.float64) - zero) / spread(factors, weight.codes.shape))
     return replace(
