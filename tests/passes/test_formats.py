@@ -181,9 +181,9 @@ def test_a_name_means_its_node_whatever_characters_are_in_it() -> None:
     names = ["x=y[0]*", "x=y[0]*more", "x=y0"]
     for node, name in zip(source.graph.node, names, strict=True):
         node.name = name
-    found = formats(
-        source, layers=tuple(f"{n}={f}" for n, f in zip(names, ("w4a8", "w8", "float")))
-    )
+    wanted = ("w4a8", "w8", "float")
+    pairs = zip(names, wanted, strict=True)
+    found = formats(source, layers=tuple(f"{name}={format}" for name, format in pairs))
     assert list(found.values()) == ["w4a8", "w8", "float"]
     found = formats(source, layers=(f"{names[0]}=w4a8",))
     assert list(found.values()) == ["w4a8", "w8a8", "w8a8"]
@@ -260,8 +260,10 @@ def test_a_tensor_read_in_two_widths_has_a_pair_for_each() -> None:
 
 # ── schemes ──────────────────────────────────────────────────────────────────────────────────────
 
-SHAPES = ["residual", "gemm", "depthwise", "attention", "moves", "branches", "lstm", "zero_channels",
-          "shared_weight_two_biases", "if_with_convolutions", "tied"]  # fmt: skip
+SHAPES = [
+    "residual", "gemm", "depthwise", "attention", "moves", "branches", "lstm", "zero_channels",
+    "shared_weight_two_biases", "if_with_convolutions", "tied",
+]  # fmt: skip
 
 
 def _grids(result: Result) -> list[tuple[g.Array, g.Array, bool]]:
@@ -287,7 +289,8 @@ def test_in_int8_power_of_two_every_scale_is_one(name: str) -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_in_int8_symmetric_every_zero_point_is_0(name: str) -> None:
     case = ZOO[name]()
-    grids = _grids(pipeline(case.model, case.feeds, "int8-symmetric"))
+    result = pipeline(case.model, case.feeds, "int8-symmetric")
+    grids = _grids(result)
     assert grids
     assert {zero.dtype.name for _, zero, _ in grids} <= {"int8", "int32"}
     assert not any(zero.any() for _, zero, _ in grids)
