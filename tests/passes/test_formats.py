@@ -129,7 +129,8 @@ def test_recurrences_keep_8_bits_where_4_are_asked_for() -> None:
 def test_4_bit_activations_take_16_values_in_8_bit_kernels(tmp_path: Path) -> None:
     case = convs()
     result = pipeline(case.model, case.feeds, settings=["assign.format=w8a4"])
-    values = np.unique(np.concatenate([run(result.graph, f)["y"].ravel() for f in case.feeds]))
+    louder = [{"x": 4 * feed["x"]} for feed in case.feeds]  # beyond the ranges: codes saturate
+    values = np.unique(np.concatenate([run(result.graph, f)["y"].ravel() for f in louder]))
     assert 8 < len(values) <= 16
     kernels = ops(fused(result.to_proto(), tmp_path / "f.onnx"))
     assert kernels.count("QLinearConv") == 3
@@ -256,6 +257,22 @@ def test_a_tensor_read_in_two_widths_has_a_pair_for_each() -> None:
     for feed in case.feeds:
         exact, said = run(case.model, feed), run(result.graph, feed)
         assert sqnr(said["z"], exact["z"]) > sqnr(said["y"], exact["y"]) + 10
+
+
+def test_a_weight_shared_with_a_layer_of_float_weights_stays_float_there() -> None:
+    text = """(float[n,8] x) => (float[n,8] y, float[n,8] z) {
+        y = Gemm (x, w, b)
+        z = Gemm (x, w, b)
+    }"""
+    w, b = normal(8, 8), normal(8, seed=1)
+    case = Case(model(text, w=w, b=b), feeds_of(x=(4, 8)))
+    result = pipeline(case.model, case.feeds, settings=layers("z=a8"))
+    gemms = {node.name: node for node in result.graph.nodes if node.op == "Gemm"}
+    np.testing.assert_array_equal(g.values(gemms["z"].inputs[1]), w)
+    np.testing.assert_array_equal(g.values(gemms["z"].inputs[2]), b)
+    assert not g.is_constant(gemms["y"].inputs[1])
+    assert not g.is_constant(gemms["y"].inputs[2])
+    assert least_agreement(case, result) > 80
 
 
 # ── schemes ──────────────────────────────────────────────────────────────────────────────────────
