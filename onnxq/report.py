@@ -48,6 +48,49 @@ class OutputRecord:
 
 
 @dataclass
+class RangeRecord:
+    """What a tensor's codes can hold beside what samples showed, all in the tensor's own unit.
+
+    `low` to `high` are the lowest and the highest code; `calibration_…` and `validation_…` are the
+    extremes that either samples showed, `…_clipped` the share of those values outside the codes.
+    `set_by` is the calibration sample that alone sets the range. `finding` is "" or one of
+    `sample_checks.FINDINGS`.
+    """
+
+    tensor: str
+    low: float
+    high: float
+    calibration_low: float
+    calibration_high: float
+    calibration_clipped: float
+    validation_low: float
+    validation_high: float
+    validation_clipped: float
+    set_by: int | None = None
+    finding: str = ""
+
+
+@dataclass
+class GroupRecord:
+    """One output on one group of samples, quantized against float.
+
+    `drop` is the mean over the samples of what they lose: 1 − top-1 agreement where the output is
+    class scores, 1 − cosine elsewhere; `error` is its standard error. The others are of all the
+    group's values together. `stands_out`: the group loses much more than the rest.
+    """
+
+    group: str
+    output: str
+    samples: int
+    drop: float
+    error: float
+    agreement: float | None
+    cosine: float
+    sqnr_db: float
+    stands_out: bool = False
+
+
+@dataclass
 class Latency:
     """Milliseconds per inference, interleaved runs of both models."""
 
@@ -71,6 +114,8 @@ class Report:
     passes: list[PassRecord] = field(default_factory=list)
     layers: list[LayerRecord] = field(default_factory=list)
     outputs: list[OutputRecord] = field(default_factory=list)
+    ranges: list[RangeRecord] = field(default_factory=list)
+    groups: list[GroupRecord] = field(default_factory=list)
     verification_samples: int = 0
     verification_unseen: bool = False
     optimizations_sqnr_db: float | None = None
@@ -117,9 +162,15 @@ class Report:
         data: dict[str, Any] = json.loads(text)
         for key in ("parameters_quantized", "macs_quantized"):
             data.pop(key, None)
-        lists = {"passes": PassRecord, "layers": LayerRecord, "outputs": OutputRecord}
+        lists = {
+            "passes": PassRecord,
+            "layers": LayerRecord,
+            "outputs": OutputRecord,
+            "ranges": RangeRecord,
+            "groups": GroupRecord,
+        }
         for key, kind in lists.items():
-            data[key] = [kind(**row) for row in data[key]]
+            data[key] = [kind(**row) for row in data.get(key, [])]
         for key in ("float_latency", "quantized_latency"):
             data[key] = Latency(**data[key]) if data[key] else None
         return cls(**data)
