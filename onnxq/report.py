@@ -47,14 +47,23 @@ class OutputRecord:
     agreement: float | None = None
 
 
+CLIPPED = 0.001  # share of values; the percentile 99.99 clips a tenth of that by design
+WIDER, NARROWER = 1.5, 0.25  # times the range in calibration
+
+
 @dataclass
 class RangeRecord:
-    """What a tensor's codes can hold beside what samples showed, all in the tensor's own unit.
+    """The range that a tensor's codes hold beside what samples showed, in the tensor's own unit.
 
     `low` to `high` are the lowest and the highest code; `calibration_…` and `validation_…` are the
-    extremes that either samples showed, `…_clipped` the share of those values outside the codes.
-    `set_by` is the calibration sample that alone sets the range. `finding` is "" or one of
-    `sample_checks.FINDINGS`.
+    extremes that those samples showed, `…_clipped` the share of their values that lie more than a
+    step outside the codes, `clipped_runs` the runs in validation with any such value. `set_by` is
+    the calibration sample that alone sets the range. `finding` is "" or
+
+    - clipped: more than CLIPPED of the values in validation are;
+    - wider: validation makes the range more than WIDER times as wide;
+    - one sample: of calibration sets the range;
+    - narrower: less than NARROWER of the range is used in validation.
     """
 
     tensor: str
@@ -66,6 +75,7 @@ class RangeRecord:
     validation_low: float
     validation_high: float
     validation_clipped: float
+    clipped_runs: int
     set_by: int | None = None
     finding: str = ""
 

@@ -1,15 +1,10 @@
 """Do the ranges that calibration set hold on samples that it did not see?
 
 The float model is run on the verification samples; what each quantized tensor shows is compared
-with what its codes can hold and with what calibration saw. A tensor is named where
-
-- clipped: more than CLIPPED of its values lie further than half a step outside the codes, in
-  SIGHTINGS runs at least (one sample of sixteen that goes a little beyond all others is chance);
-- wider: its range, joined to the calibrated one, is more than WIDER times as wide as that alone;
-- narrower: its range is less than NARROWER of the calibrated one, so that most codes lie idle;
-- one sample: a single calibration sample sets the range (as `calibrate` warns).
-
-Made-up samples say nothing of how calibration meets real ones: none is named for them.
+with what its codes can hold and with what calibration saw. What is worth a word, RangeRecord says.
+One sample of sixteen that goes beyond all others is chance: what clips does so in SIGHTINGS runs,
+what is wider in fewer is no warning, and fewer than ENOUGH runs may well miss the largest values.
+Made-up samples say nothing of how calibration meets real ones: nothing is named.
 """
 
 from __future__ import annotations
@@ -28,11 +23,9 @@ from onnxq.passes.solve.calibrate import OUTLIER, activation_types
 from onnxq.pipeline import Result
 from onnxq.probe import Probe
 from onnxq.qtype import QParams
-from onnxq.report import RangeRecord, Report
+from onnxq.report import CLIPPED, NARROWER, WIDER, RangeRecord, Report
 
-CLIPPED = 0.001  # share of values; the percentile 99.99 clips a tenth of that by design
-SIGHTINGS = 3
-WIDER, NARROWER = 1.5, 0.25  # times the calibrated range
+SIGHTINGS, ENOUGH = 3, 8  # runs
 FINDINGS = ("clipped", "wider", "one sample", "narrower")  # in the order of what they cost
 
 
@@ -40,8 +33,8 @@ FINDINGS = ("clipped", "wider", "one sample", "narrower")  # in the order of wha
 class Clipping:
     """What a tensor showed, and how much of it lies outside the codes from `low` to `high`.
 
-    Values within half a `step` outside are rounded, not clipped. The range seen holds 0, as that of
-    codes does.
+    Values within a `step` outside do not count: rounding the zero point moves both ends by up to a
+    half, and rounding values costs as much. The range seen holds 0, as that of codes does.
     """
 
     low: float
@@ -52,32 +45,26 @@ class Clipping:
     outside: int = 0
     values: int = 0
     runs: int = 0
-    sightings: int = 0  # runs in which any value was outside
+    clipped_runs: int = 0  # in which any value was outside
 
     def update(self, x: NDArray[Any]) -> None:
         if not x.size:
             return
         self.runs += 1
         self.values += x.size
-        low, high = _extremes(x)
-        self.seen_low, self.seen_high = min(self.seen_low, low), max(self.seen_high, high)
-        least, most = self.low - self.step / 2, self.high + self.step / 2
-        if low < least or high > most:
+        low, high = float(x.min()), float(x.max())
+        least, most = self.low - self.step, self.high + self.step
+        if not (low >= least and high <= most):
             self.outside += int(np.count_nonzero((x < least) | (x > most)))
-            self.sightings += 1
+            self.clipped_runs += 1
+        if not math.isfinite(high - low):
+            finite = x[np.isfinite(x)]
+            low, high = float(finite.min(initial=0)), float(finite.max(initial=0))
+        self.seen_low, self.seen_high = min(self.seen_low, low), max(self.seen_high, high)
 
     @property
     def share(self) -> float:
         return self.outside / self.values if self.values else 0.0
-
-
-def _extremes(x: NDArray[Any]) -> tuple[float, float]:
-    """Of the finite values."""
-    low, high = float(x.min()), float(x.max())
-    if not math.isfinite(high - low):
-        finite = x[np.isfinite(x)]
-        return float(finite.min(initial=0)), float(finite.max(initial=0))
-    return low, high
 
 
 def compare_ranges(
@@ -112,12 +99,21 @@ def record_of(
     """One tensor. `calibrated` is what an observer of calibration saw, if any did."""
     low, high = params.range
     record = RangeRecord(
-        name, low, high, low, high, 0.0, seen.seen_low, seen.seen_high, seen.share
-    )  # fmt: skip
+        name,
+        low,
+        high,
+        calibration_low=low,
+        calibration_high=high,
+        calibration_clipped=0.0,
+        validation_low=seen.seen_low,
+        validation_high=seen.seen_high,
+        validation_clipped=seen.share,
+        clipped_runs=seen.clipped_runs,
+    )
     extremes: Extremes | None = None
     if isinstance(calibrated, HistogramResult):
         extremes = calibrated.extremes
-        outside = (calibrated.centers < low) | (calibrated.centers > high)
+        outside = (calibrated.centers < low - seen.step) | (calibrated.centers > high + seen.step)
         record.calibration_clipped = float(
             calibrated.counts[outside].sum() / max(1, calibrated.counts.sum())
         )
@@ -128,8 +124,9 @@ def record_of(
         record.calibration_high = max(0.0, extremes.high)
     if synthesised:
         return record
-    if extremes is not None and extremes.others and max(-low, high) > OUTLIER * extremes.others:
-        record.set_by = extremes.loudest
+    if extremes is not None and extremes.others:
+        reach = min(max(-low, high), max(-extremes.low, extremes.high))
+        record.set_by = extremes.loudest if reach > OUTLIER * extremes.others else None
     record.finding = finding(record, seen)
     return record
 
@@ -140,13 +137,13 @@ def finding(record: RangeRecord, seen: Clipping) -> str:
     validated = record.validation_high - record.validation_low
     low, high = min(record.low, record.calibration_low), max(record.high, record.calibration_high)
     joined = max(high, record.validation_high) - min(low, record.validation_low)
-    if seen.share > CLIPPED and seen.sightings >= min(SIGHTINGS, seen.runs):
+    if seen.share > CLIPPED and seen.clipped_runs >= min(SIGHTINGS, seen.runs):
         return "clipped"
     if joined > WIDER * (high - low):
         return "wider"
     if record.set_by is not None:
         return "one sample"
-    if seen.runs >= SIGHTINGS and validated < NARROWER * min(calibrated, record.high - record.low):
+    if seen.runs >= ENOUGH and validated < NARROWER * min(calibrated, record.high - record.low):
         return "narrower"
     return ""
 
@@ -167,7 +164,7 @@ def warn_of_ranges(report: Report) -> None:
     unlike = [
         r
         for r in report.ranges
-        if r.finding == "wider"
+        if (r.finding == "wider" and r.clipped_runs >= SIGHTINGS)
         or (r.finding == "clipped" and r.validation_clipped > 2 * r.calibration_clipped)
     ]
     if unlike:

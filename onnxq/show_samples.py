@@ -5,22 +5,24 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from onnxq.report import RangeRecord, Report
+from onnxq.report import CLIPPED, NARROWER, WIDER, RangeRecord, Report
 from onnxq.tables import (
+    INDENT,
     TOP,
     Column,
-    cosine,
     decibels,
     heading,
     percent,
     print_more,
     print_table,
+    print_text,
 )
 
 _FINDINGS = {
-    "clipped": "clips",
-    "wider": "far beyond",
-    "narrower": "far inside",
+    "clipped": ("clips", f"more than {percent(CLIPPED)} of the values in validation"),
+    "wider": ("far beyond", f"more than {WIDER} times as wide a range in validation"),
+    "one sample": ("sample N", "this one of calibration alone sets the range"),
+    "narrower": ("far inside", f"less than {NARROWER} of the range is used in validation"),
 }
 
 
@@ -34,7 +36,7 @@ def show_groups(report: Report, console: Console) -> None:
     named = len({record.output for record in ranked}) > 1
     columns = [Column("group", fit="cut")]
     columns += [Column("output", fit="cut")] if named else []
-    titles = ("samples", "loses", "±", "cosine", "SQNR")
+    titles = ("samples", "loses", "±", "SQNR")
     columns += [*(Column(title, "right") for title in titles), Column("")]
     rows = [
         [
@@ -43,9 +45,8 @@ def show_groups(report: Report, console: Console) -> None:
             str(record.samples),
             percent(record.drop),
             percent(record.error),
-            cosine(record.cosine),
             decibels(record.sqnr_db),
-            "much more than the rest" if record.stands_out else "",
+            "stands out" if record.stands_out else "",
         ]
         for record in ranked[:TOP]
     ]
@@ -64,18 +65,11 @@ def show_ranges(report: Report, console: Console) -> None:
     if not named:
         return
     heading(console, "Ranges to look at", f"{len(named)} of {len(report.ranges)} tensors")
-    columns = [
-        Column("tensor", fit="cut"),
-        *(
-            Column(title, "right")
-            for title in ("codes hold", "calibration", "validation", "clipped")
-        ),
-        Column(""),
-    ]
+    titles = ("calibration", "validation", "clipped")
+    columns = [Column("tensor", fit="cut"), *(Column(t, "right") for t in titles), Column("")]
     rows = [
         (
             record.tensor,
-            _span(record.low, record.high),
             _span(record.calibration_low, record.calibration_high),
             _span(record.validation_low, record.validation_high),
             percent(record.validation_clipped),
@@ -85,10 +79,14 @@ def show_ranges(report: Report, console: Console) -> None:
     ]
     print_table(console, columns, rows)
     print_more(console, len(named) - len(rows), "tensor", "--report FILE.json has them all")
+    kinds = dict.fromkeys(record.finding for record in named)
+    notes = [f"{_FINDINGS[kind][0]}: {_FINDINGS[kind][1]}" for kind in kinds]
+    print_text(console, "; ".join(notes), INDENT, "dim")
 
 
 def _finding(record: RangeRecord) -> str:
-    return _FINDINGS.get(record.finding, f"sample {record.set_by} alone")
+    alone = record.finding == "one sample"
+    return f"sample {record.set_by}" if alone else _FINDINGS[record.finding][0]
 
 
 def _span(low: float, high: float) -> str:
