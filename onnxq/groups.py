@@ -63,8 +63,8 @@ class Grouped:
             for row in range(count):
                 number = end - count + row
                 number = number if self.numbers is None else self.numbers[number]
-                sample = {name: _row(array, row, count) for name, array in feed.items()}
-                labels.append(None if number in self.left_out else self.label(number, sample))
+                left_out = number in self.left_out
+                labels.append(None if left_out else self.label(number, _one(feed, row, count)))
             yield feed, labels
 
 
@@ -182,7 +182,7 @@ def _called(name: str, function: Callable[[Feed], object], whole: Samples) -> La
                 "feed {input name: array} and return a label"
             ) from error
 
-    label(0, next(iter(whole)))  # whether it works at all, before any work
+    label(0, _one(next(iter(whole)), 0, whole.samples(0, 1)))  # does it work at all?
     return label
 
 
@@ -305,6 +305,10 @@ def _records(output: str, groups: Mapping[str, _Group]) -> list[GroupRecord]:
             )
         )
     return sorted(records, key=lambda record: (-record.drop, record.group))
+
+
+def _one(feed: Feed, row: int, count: int) -> Feed:
+    return {name: _row(array, row, count) for name, array in feed.items()}
 
 
 def _row(array: NDArray[Any], row: int, count: int) -> NDArray[Any]:
