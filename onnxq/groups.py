@@ -122,7 +122,7 @@ def _named(by: str, source: Any, whole: Samples) -> Label:
             return lambda number, feed: _entry(by, files[number])
         known = list(npz_arrays(files[0]))
     elif files:
-        if by == "folder":
+        if by == "folder" and isinstance(source, str | Path):
             top = Path(source)
             return lambda number, feed: files[number].parent.relative_to(top).as_posix()
         known = ["folder"]
@@ -147,7 +147,7 @@ def _listed(what: str, labels: Any, whole: Samples) -> Label:
     """A label per sample, in the order of the source."""
     array = np.asarray(labels)
     count = whole.samples(0, len(whole))
-    if array.ndim != 1 and array.size != len(array if array.ndim else [0]):
+    if array.ndim == 0 or array.size != len(array):
         raise OnnxqError(
             f"{what} to group by has the shape {list(array.shape)}; give one entry per sample"
         )

@@ -270,6 +270,22 @@ def test_validate_groups_the_images_it_draws(tmp_path: Path) -> None:
     assert all(r.drop == 0 for r in report.groups)
 
 
+def test_a_state_is_carried_through_all_groups(tmp_path: Path) -> None:
+    """Of a fixed shape, through samples that are left out too; and the past of each sample."""
+    text = "(float[1,4] x, float[1,4] a) => (float[1,4] b) { s = Add (x, a) b = MatMul (s, w) }"
+    onnx.save(model(text, w=normal(4, 4, scale=0.2)), tmp_path / "m.onnx")
+    who = ["me", "you"] * 20
+    report = quantized(
+        tmp_path / "m.onnx", {"x": normal(40, 4)}, states={"b": "a"}, group_by=who, limit=30
+    )
+    assert counts(report) == {"me": 5, "you": 5}
+    tokens = dict(np.load(MODELS / "decoder_lm.calib.npz"))
+    tokens = {name: array[:30] for name, array in tokens.items()}
+    report = quantized(MODELS / "decoder_lm_kv.onnx", tokens, group_by=who[:30], limit=20)
+    first = {r.group: r.samples for r in report.groups if r.output == report.outputs[0].name}
+    assert first == {"me": 10, "you": 10}  # each sample is fed in two steps
+
+
 # ── on the command line ──────────────────────────────────────────────────────────────────────────
 
 
@@ -286,6 +302,17 @@ def test_the_table_has_the_worst_groups_and_says_how_many_more(tmp_path: Path) -
     assert lines[start + 1].split() == ["group", "samples", "loses", "±", "SQNR"]
     assert lines[start + 12].strip().startswith("and 4 more rows")
     assert "Groups" not in CliRunner().invoke(app, command).stdout
+
+
+def test_one_line_says_what_is_wrong(tmp_path: Path) -> None:
+    for arguments, said in (
+        (["quantize", DIGITS, "--group-by", "label"], "give them with --data"),
+        (["quantize", DIGITS, "--data", DIGITS_TEST, "--group-by", "lable"], "nearest: label"),
+        (["validate", DIGITS, DIGITS, "--group-by", "label"], "give them with --data"),
+    ):
+        done = CliRunner().invoke(app, [*map(str, arguments)])
+        assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert said in done.stderr
 
 
 def complaint(by: Any, path: Path, samples: Any, **options: Any) -> str:
