@@ -3,11 +3,14 @@
 A sample loses d = 1 − top-1 agreement with float where an output is class scores, d = 1 − cosine
 elsewhere. Of a group of n samples the mean d̄ is reported, with its standard error s/√n, where s² is
 the variance of d among them. A group stands out when it and the rest have LEAST samples or more and
+it loses much more, by more than chance explains:
 
-    d̄_group > f · d̄_rest + z · √(s²_group/n_group + s²_rest/n_rest)    and    d̄_group > 0.01
+    d̄_group > f · d̄_rest,    d̄_group > 0.01    and
+    d̄_group − d̄_rest > z · √(s²_group/n_group + s²_rest/n_rest)
 
-with f = 2 for agreement and 4 for the cosine, whose losses are spread more widely; z is the normal
-quantile of 1 − 0.01/groups, so that of groups drawn at random, however many, seldom one stands out.
+with f = 2 for agreement and 4 for the cosine, whose losses are spread more widely; s²_group counts
+as no less than s²_rest, since a few samples may be alike by chance; z is the normal quantile of
+1 − 0.01/groups, so that of groups drawn at random, however many, seldom one stands out.
 """
 
 from __future__ import annotations
@@ -238,8 +241,10 @@ def stands_out(group: Losses, rest: Losses, factor: float, groups: int) -> bool:
     if min(group.samples, rest.samples) < LEAST:
         return False
     z = NormalDist().inv_cdf(1 - 0.01 / groups)
-    error = math.hypot(group.error, rest.error)
-    return group.mean > max(0.01, factor * max(rest.mean, 0.0) + z * error)
+    least = rest.error * math.sqrt(rest.samples / group.samples)
+    error = math.hypot(max(group.error, least), rest.error)
+    much = group.mean > max(0.01, factor * rest.mean)
+    return much and group.mean - rest.mean > z * error
 
 
 @dataclass

@@ -76,19 +76,18 @@ def test_mean_and_standard_error_are_those_of_the_samples() -> None:
     assert (losses([]).mean, losses([0.5]).error) == (0, 0)
 
 
-@pytest.mark.parametrize("rate", [0.002, 0.03, 0.2])
+@pytest.mark.parametrize("rate", [0.002, 0.03, 0.2, 0.4])
 @pytest.mark.parametrize(("groups", "size"), [(2, 10), (10, 10), (10, 100), (100, 8)])
 def test_random_groups_seldom_stand_out(rate: float, groups: int, size: int) -> None:
-    """Top-1 agreement that no group has less of: in a hundred runs hardly a warning."""
+    """Top-1 agreement that no group has less of: hardly a run with a warning."""
     rng = np.random.default_rng(0)
-    runs = 100 if groups < 100 else 30
     warned = 0
-    for _ in range(runs):
+    for _ in range(200):
         drawn = (rng.uniform(size=(groups, size)) < rate).astype(float)
         everything = losses(drawn.ravel())
         own = [losses(row) for row in drawn]
         warned += any(stands_out(one, everything.without(one), 2, groups) for one in own)
-    assert warned <= 0.03 * runs
+    assert warned <= 0.03 * 200
 
 
 @pytest.mark.parametrize("groups", [2, 10, 50])
