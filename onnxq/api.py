@@ -19,6 +19,7 @@ import onnx
 
 from onnxq import graph as g
 from onnxq import verify
+from onnxq.choose import settle
 from onnxq.errors import OnnxqError
 from onnxq.groups import GroupBy, Grouped, Groups, compare_groups
 from onnxq.layers import count_macs, record_layers
@@ -130,7 +131,8 @@ def quantize(
             )
         groups = Groups(group_by, samples, sampling)
         samples = groups.source
-    needed = samples is not None or any(step.needs_samples for step in chosen.passes)
+    needed = samples is not None or bool(chosen.optional)
+    needed = needed or any(step.needs_samples for step in chosen.passes)
     calibration: Samples | None = None
     unseen: Samples | None = None
     if needed:
@@ -144,16 +146,13 @@ def quantize(
         seen = calibration.samples(0, len(calibration)) if report.verification_unseen else 0
         grouped = groups.beyond(drawn, seen)
     _warn_of_saturation(device, report)
+    options = {"include": tuple(include), "exclude": tuple(exclude), "threads": threads}
+    if chosen.optional:
+        assert calibration is not None
+        chosen = settle(chosen, original, calibration, device, report, options, progress)
+        report.recipe = chosen.text
     result = chosen.pipeline.run(
-        original,
-        calibration,
-        device,
-        report=report,
-        unseen=unseen,
-        include=tuple(include),
-        exclude=tuple(exclude),
-        threads=threads,
-        progress=progress,
+        original, calibration, device, report=report, unseen=unseen, progress=progress, **options
     )
     record_layers(result, report)
     if check:

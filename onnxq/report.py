@@ -19,6 +19,20 @@ class PassRecord:
 
 
 @dataclass
+class TrialRecord:
+    """An optional pass that was tried: the outputs' SQNR in dB without it and with it.
+
+    `reason` says why it could not be measured with it.
+    """
+
+    name: str
+    kept: bool
+    without_db: float
+    with_db: float | None
+    reason: str = ""
+
+
+@dataclass
 class LayerRecord:
     """One layer with weights, or one left in float that others were quantized around.
 
@@ -122,6 +136,7 @@ class Report:
     verified: bool = False
     operators: dict[str, int] = field(default_factory=dict)
     passes: list[PassRecord] = field(default_factory=list)
+    trials: list[TrialRecord] = field(default_factory=list)
     layers: list[LayerRecord] = field(default_factory=list)
     outputs: list[OutputRecord] = field(default_factory=list)
     ranges: list[RangeRecord] = field(default_factory=list)
@@ -173,12 +188,9 @@ class Report:
         for key in ("parameters_quantized", "macs_quantized"):
             data.pop(key, None)
         lists = {
-            "passes": PassRecord,
-            "layers": LayerRecord,
-            "outputs": OutputRecord,
-            "ranges": RangeRecord,
-            "groups": GroupRecord,
-        }
+            "passes": PassRecord, "trials": TrialRecord, "layers": LayerRecord,
+            "outputs": OutputRecord, "ranges": RangeRecord, "groups": GroupRecord,
+        }  # fmt: skip
         for key, kind in lists.items():
             data[key] = [kind(**row) for row in data.get(key, [])]
         for key in ("float_latency", "quantized_latency"):

@@ -75,6 +75,7 @@ def show_report(report: Report, console: Console) -> None:
     show_groups(report, console)
     show_ranges(report, console)
     _show_float(report, console)
+    _show_trials(report, console)
     _show_passes(report, console)
     _show_footer(report, console)
 
@@ -280,6 +281,25 @@ def _show_passes(report: Report, console: Console) -> None:
     heading(console, "Passes")
     rows = [(p.name, str(p.changes), f"{p.seconds:.2f} s") for p in report.passes]
     columns = [Column("", fit="cut"), Column("changes", "right"), Column("time", "right")]
+    print_table(console, columns, rows)
+
+
+def _show_trials(report: Report, console: Console) -> None:
+    if not report.trials:
+        return
+    heading(console, "Optional passes, by what they do to the outputs' SQNR")
+    rows = [
+        (
+            t.name,
+            f"{t.without_db:.1f} dB",
+            t.reason if t.with_db is None else f"{t.with_db:.1f} dB",
+            "kept" if t.kept else "left out",
+        )
+        for t in report.trials
+    ]
+    columns = [
+        Column("", fit="cut"), Column("without", "right"), Column("with", "right"), Column(""),
+    ]  # fmt: skip
     print_table(console, columns, rows)
 
 
