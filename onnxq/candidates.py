@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from onnxq.bounds import Bounds
 from onnxq.meter import float_session
 from onnxq.metrics import Distance, Metric, class_scores
 from onnxq.metrics import metric as metric_of
+from onnxq.pipeline import Progress
 from onnxq.recipe import Recipe
-from onnxq.report import Latency
+from onnxq.report import Latency, Report
 from onnxq.runtime import Session
 from onnxq.samples import Samples
 from onnxq.storage import model_size
 from onnxq.target import Target
-from onnxq.variants import Variants, assign_of, leaving_float
+from onnxq.variants import Variants, assign_of, decided, with_layers
 
 TIMED = 3.0  # seconds for each model in a comparison, at most
 
@@ -47,12 +48,17 @@ class Candidate:
         within = bounds.drop is None or self.drop <= bounds.drop
         return within and (bounds.cosine is None or self.cosine >= bounds.cosine)
 
+    def fast(self, bounds: Bounds, of_float: Latency) -> bool:
+        if bounds.latency is None or self.latency is None:
+            return bounds.latency is None
+        return bounds.latency.holds(self.latency.median_ms, of_float.median_ms)
 
-def mixed(base: Recipe, layers: dict[str, str], name: str) -> Recipe:
-    """A recipe that leaves layers float."""
+
+def mixed(base: Recipe, layers: Mapping[str, str]) -> Recipe:
+    """A recipe with some layers in formats of their own."""
     assign = assign_of(base)
-    steps = tuple(leaving_float(s, layers) if s is assign else s for s in base.passes)
-    return replace(base, name=name, passes=steps)
+    steps = tuple(with_layers(s, layers) if s is assign else s for s in base.passes)
+    return replace(base, passes=steps)
 
 
 class Workshop:
@@ -75,18 +81,26 @@ class Workshop:
         self.model, self.graph, self.target, self.folder = model, graph, target, folder
         self.calibration, self.held_out, self.metric = calibration, held_out, metric
         self.threads, self.measured = threads, 0
-        self.variants: dict[str, Variants] = {}  # by recipe text
         self.float_bytes = model_size(model)
         self.identity: tuple[str, ...] = ()
         self._paths: dict[str, Path] = {}
         self._reference: Session | None = None
+
+    def decided(self, recipe: Recipe, report: Report, progress: Progress) -> Recipe:
+        options = {"threads": self.threads}
+        return decided(recipe, self.graph, self.calibration, self.target, report, options, progress)
+
+    def small(self, candidate: Candidate | None, bounds: Bounds) -> bool:
+        """Whether it, or for None the float model, is within the bound on size."""
+        taken = candidate.bytes if candidate else self.float_bytes
+        return bounds.size is None or bounds.size.holds(taken, self.float_bytes)
 
     def build(self, candidate: Candidate, base: Variants | None = None) -> Path:
         """The candidate's file: of a base that was solved already, or by its whole recipe."""
         text = candidate.recipe.text
         if text not in self._paths:
             path = self.folder / f"{len(self._paths)}.onnx"
-            if base is not None:
+            if base is not None and set(candidate.layers.values()) <= {"float"}:
                 g.save(base.whole(list(candidate.layers)), path)
             else:
                 result = candidate.recipe.pipeline.run(

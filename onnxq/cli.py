@@ -24,6 +24,7 @@ from onnxq.options import (
     CustomOps,
     Data,
     Exclude,
+    GroupBy,
     Include,
     Json,
     Model,
@@ -128,6 +129,7 @@ def quantize(
     data: Data = None,
     preprocess: Preprocess = None,
     state: States = None,
+    group_by: GroupBy = None,
     samples: Annotated[
         int,
         typer.Option(
@@ -148,6 +150,14 @@ def quantize(
             "--no-verify",
             rich_help_panel=RUN,
             help="Write the result without running it and comparing it with the float model.",
+        ),
+    ] = False,
+    no_latency_check: Annotated[
+        bool,
+        typer.Option(
+            "--no-latency-check",
+            rich_help_panel=RUN,
+            help="Also quantize what is slower in integers on this machine.",
         ),
     ] = False,
     preset: Preset = "int8-static",
@@ -190,11 +200,13 @@ def quantize(
                 include=include or (),
                 exclude=exclude or (),
                 limit=samples,
+                group_by=group_by,
                 batch_size=batch_size,
                 seed=seed,
                 threads=threads,
                 custom_ops=custom_ops or (),
                 check=not no_verify,
+                latency_check=not no_latency_check,
                 progress=progress,
             )
     deliver(result.report, report, json, quiet)
@@ -210,6 +222,7 @@ def validate(
     data: Data = None,
     preprocess: Preprocess = None,
     state: States = None,
+    group_by: GroupBy = None,
     samples: Annotated[
         int,
         typer.Option(min=1, metavar="N", rich_help_panel=RUN, help="Samples to use, at most."),
@@ -234,6 +247,7 @@ def validate(
             preprocess=preprocess,
             states=state_pairs(state),
             limit=samples,
+            group_by=group_by,
             batch_size=batch_size,
             target=target,
             threads=threads,

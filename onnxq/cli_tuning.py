@@ -196,6 +196,17 @@ def tune(
             help="A preset or a recipe file to try and to mix from. Can be repeated.",
         ),
     ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            rich_help_panel=CHOICE,
+            show_default="w4a8 where size is bounded",
+            help="A format that layers may have beside the preset's own and float: w4a8, w8a16. "
+            "Can be repeated.",
+        ),
+    ] = None,
     include: Include = None,
     exclude: Exclude = None,
     target: TargetName = "cpu",
@@ -230,6 +241,7 @@ def tune(
                 max_size=max_size,
                 metric=metric,
                 presets=presets or (),
+                formats=formats or (),
                 target=target,
                 include=include or (),
                 exclude=exclude or (),

@@ -23,7 +23,8 @@ from onnxq.errors import OnnxqError
 from onnxq.layers import REFUSED
 from onnxq.meter import Meter, float_session
 from onnxq.metrics import metric as metric_of
-from onnxq.passes.solve.assign import HEAVY, Selector
+from onnxq.passes.solve.assign import HEAVY
+from onnxq.passes.solve.selectors import Selector
 from onnxq.pipeline import Progress
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.report import Report
@@ -31,7 +32,7 @@ from onnxq.samples import Preprocessing
 from onnxq.sampling import Sampling
 from onnxq.storage import load_proto
 from onnxq.target import Target, load_target
-from onnxq.variants import variants
+from onnxq.variants import decided, variants
 
 
 @dataclass
@@ -134,9 +135,12 @@ def sensitivity(
     known = float_session(path, original, threads).run(next(iter(measured)))
     chosen_metric = metric_of(metric, known)
     report = Report()
-    options: dict[str, Any] = {"report": report, "threads": threads, "progress": progress}
-    options |= {"include": tuple(include), "exclude": tuple(exclude)}
-    built = variants(chosen, original, calibration, device, **options)
+    shared: dict[str, Any] = {"include": tuple(include), "exclude": tuple(exclude)}
+    shared["threads"] = threads
+    chosen = decided(chosen, original, calibration, device, report, shared, progress)
+    built = variants(
+        chosen, original, calibration, device, report=report, progress=progress, **shared
+    )
     identity = (chosen.text, repr(device), repr((include, exclude)), calibration.identity())
     meter = Meter(path, built, chosen_metric, measured, identity, threads, progress)
     asked = Selector(tuple(layers), built.graph)

@@ -89,7 +89,7 @@ def metric(name: str, outputs: Outputs) -> Metric:
     if name == "sqnr":
         return Metric(name, "noise over signal at the outputs", lambda: _Sqnr(), "dB")
     if _FUNCTION.fullmatch(name):
-        judge: Judge = imported(name, "the metric", "returns a number")
+        judge: Judge = imported(name, "be the metric", "returns a number")
         return Metric(name, f"what {name} falls by", lambda: _Judged(name, judge))
     raise OnnxqError(
         f"there is no metric {name!r}; give module:function, or one of {', '.join(NAMES)}"

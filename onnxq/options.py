@@ -103,6 +103,18 @@ States = Annotated[
         "Usual names are recognised. Can be repeated.",
     ),
 ]
+GroupBy = Annotated[
+    str | None,
+    typer.Option(
+        "--group-by",
+        metavar="WHAT",
+        rich_help_panel=RUN,
+        show_default=False,
+        help="Show what each group of samples loses: an array of the .npz with an entry per "
+        "sample, such as a label; folder for the sub-folders of images; or module:function, called "
+        "with each feed for its group.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

@@ -115,7 +115,7 @@ def show_tuning(found: Tuning, console: Console) -> None:
     console.print()
     console.print("→ taken; * no other is better in drop, latency and size")
     if chosen.layers:
-        console.print(f"layers left float: {', '.join(chosen.layers)}")
+        console.print(f"layers: {', '.join(f'{n}={f}' for n, f in chosen.layers.items())}")
     console.print(f"the same again: {found.replay}")
 
 
@@ -130,5 +130,5 @@ def _row(candidate: Candidate, found: Tuning, on_front: bool) -> list[str]:
         milliseconds(candidate.latency.median_ms) if candidate.latency else "–",
         f"{candidate.ratio:.2f}" if candidate.ratio else "–",
         quantity(candidate.bytes, "B"),
-        "" if candidate.accurate(found.bounds) else "not held",
+        "" if found.holds(candidate) else "not held",
     ]

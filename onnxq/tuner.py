@@ -19,8 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from onnxq import cache
 from onnxq import graph as g
 from onnxq.api import (
@@ -33,12 +31,12 @@ from onnxq.api import (
     quantize,
 )
 from onnxq.bounds import Bounds, parse_bounds
-from onnxq.candidates import Candidate, Workshop, mixed
+from onnxq.candidates import Candidate, Workshop
 from onnxq.errors import OnnxqError
-from onnxq.knapsack import Choice, front
-from onnxq.meter import Meter, float_session
+from onnxq.meter import float_session
 from onnxq.metrics import Metric, class_scores
 from onnxq.metrics import metric as metric_of
+from onnxq.mixing import Mixer
 from onnxq.pipeline import Progress
 from onnxq.recipe import Recipe, load_recipe, preset_names
 from onnxq.report import Latency, Report
@@ -47,16 +45,12 @@ from onnxq.sampling import Sampling
 from onnxq.scratch import scratch
 from onnxq.storage import load_proto
 from onnxq.target import Target, load_target
-from onnxq.timing import layer_times
 from onnxq.tuning import Tuning
-from onnxq.variants import Variants, assign_of, variants
+from onnxq.variants import Variants, assign_of
 
 PRESETS = ("int8-accurate", "int8-static", "int8-dynamic")  # those of them that are installed
 LEAST_SAMPLES = 8
 HELD_OUT = 512
-WEIGHED_ON = 32  # calibration samples that layers are measured on
-TRIED = 48  # entries of the front that bisection runs over
-NOISE = 0.03  # of a time: differences below it say nothing
 EVEN = 0.02  # a mixed model must be so much faster than a preset's to be taken
 
 
@@ -71,6 +65,7 @@ def tune(
     max_size: str | float | None = None,
     metric: str = "auto",
     presets: Sequence[str] = (),
+    formats: Sequence[str] = (),
     target: str | Target = "cpu",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -93,9 +88,10 @@ def tune(
     class scores and `cosine` otherwise.
 
     The first half of the samples calibrates, `limit` at most; up to 512 after them are held out.
-    `presets` are recipes to try as they are and to mix from. Writes the model to `output` (default
-    `<model>.tuned.onnx`) and its recipe beside it. What was measured is cached: an interrupted run
-    goes on where it was.
+    `presets` are recipes to try as they are and to mix from; `formats` those that layers may have
+    beside the preset's own and float, `w4a8` by default where size is bounded. Writes the model to
+    `output` (default `<model>.tuned.onnx`) and its recipe beside it. What was measured is cached:
+    an interrupted run goes on where it was.
 
     Raises OnnxqError, with nothing written, for bad input and where no model holds the bounds.
     """
@@ -133,19 +129,21 @@ def tune(
         search = _Search(shop, bounds, report, progress)
         candidates, refused = search.uniform(recipes)
         base = search.base(candidates)
-        candidates += search.mixes(base)
+        mixer = Mixer(shop, base, bounds, formats, progress)
+        candidates += mixer.mixes()
+        search.solved = mixer.base_variants
         chosen, float_latency = search.choose(candidates)
         progress("write", 0, 1)
         final = place.with_suffix(".toml")
-        chosen.recipe = replace(chosen.recipe, name=final.stem)
+        named = replace(chosen.recipe, name=final.stem)
         result = quantize(
-            path, recipe=chosen.recipe, samples=samples, preprocess=preprocess, states=states,
+            path, recipe=named, samples=samples, preprocess=preprocess, states=states,
             output=place, target=device, limit=half, batch_size=batch_size, seed=seed,
             threads=threads, write=False, progress=progress,
         )  # fmt: skip
         search.confirm(result.save, folder / "final.onnx", chosen)
         result.report.output, result.report.quantized_bytes = str(place), result.save(place)
-        (folder / "recipe").write_text(chosen.recipe.text, "utf-8")
+        (folder / "recipe").write_text(named.text, "utf-8")
         shutil.move(folder / "recipe", final)
         cache.prune()
     return Tuning(
@@ -164,7 +162,7 @@ def tune(
         float_latency=float_latency,
         replay=f"onnxq quantize {path} --recipe {final} --data … --samples {half}",
         report=result.report,
-        measured=shop.measured + search.weighed,
+        measured=shop.measured + mixer.weighed,
         seconds=time.perf_counter() - began,
         refused=refused,
         warnings=report.warnings,
@@ -194,11 +192,10 @@ def _judge(name: str, outputs: Mapping[str, Any]) -> Metric:
 
 
 class _Search:
-    """The steps of tuning. `weighed` counts layers that were measured, not known."""
+    """The steps of tuning that deal with whole models."""
 
     def __init__(self, shop: Workshop, bounds: Bounds, report: Report, progress: Progress) -> None:
         self.shop, self.bounds, self.report, self.progress = shop, bounds, report, progress
-        self.weighed = 0
         self.solved: Variants | None = None
 
     def uniform(self, recipes: Sequence[Recipe]) -> tuple[list[Candidate], dict[str, str]]:
@@ -208,6 +205,7 @@ class _Search:
         for number, recipe in enumerate(recipes):
             self.progress(f"measure {recipe.name}", number, len(recipes))
             try:
+                recipe = self.shop.decided(recipe, self.report, self.progress)
                 found.append(self.shop.measure(Candidate(recipe.name, recipe)))
             except OnnxqError as error:
                 refused[recipe.name] = str(error)
@@ -222,114 +220,16 @@ class _Search:
         fast = [c for c in candidates if (c.ratio or 0.0) <= 1.1 * fastest]
         return min(fast, key=lambda c: (c.drop, -c.cosine))
 
-    def mixes(self, base: Candidate) -> list[Candidate]:
-        """Candidates on the way to the best mix of float and quantized layers."""
-        shop = self.shop
-        self.progress(f"solve {base.name}", 0, 1)
-        self.solved = variants(
-            base.recipe, shop.graph, shop.calibration, shop.target, threads=shop.threads
-        )
-        names = [node.name for node in self.solved.layers]
-        losses, costs = self._losses(base, names), self._costs(base, names)
-        tried: dict[tuple[int, ...], Candidate] = {}
-
-        def build(choice: Choice) -> Candidate | None:
-            """None for the float model, which is no candidate."""
-            left_float = {
-                n: "float" for n, option in zip(names, choice.options, strict=True) if option
-            }
-            if len(left_float) == len(names):
-                return None
-            if not left_float:
-                return base
-            if choice.options not in tried:
-                name = f"{base.name}, {len(left_float)} of {len(names)} layers float"
-                recipe = mixed(base.recipe, left_float, base.recipe.name)
-                made = Candidate(name, recipe, left_float)
-                self.progress(name, len(tried), 2 * TRIED.bit_length())
-                tried[choice.options] = shop.measure(made, self.solved)
-            return tried[choice.options]
-
-        # Options: quantized, float.
-        by_time = front([[losses[n], 0.0] for n in names], [costs[n] for n in names])
-        if self.bounds.drop is not None or self.bounds.cosine is not None:
-            last_that(_thinned(by_time), lambda c: c is None or c.accurate(self.bounds), build)
-        elif self.bounds.latency is not None:
-            last_that(_thinned(by_time[::-1]), self._fast, build)
-        if self.bounds.size is not None:
-            by_size = front([[losses[n], 0.0] for n in names], [self._bytes(n) for n in names])
-            last_that(_thinned(by_size[::-1]), self._small, build)
-        return list(tried.values())
-
-    def _losses(self, base: Candidate, names: Sequence[str]) -> dict[str, float]:
-        """What each layer does to the outputs when it alone is quantized."""
-        shop = self.shop
-        assert self.solved is not None
-        few = shop.calibration.slice(0, WEIGHED_ON)
-        outputs = shop.reference().run(next(iter(few)))
-        identity = (*shop.identity, base.recipe.text)
-        weighing = metric_of("auto", outputs)
-        meter = Meter(shop.model, self.solved, weighing, few, identity, shop.threads, self.progress)
-        found = meter.distances("alone", names)
-        self.weighed += meter.evaluations
-        return found
-
-    def _costs(self, base: Candidate, names: Sequence[str]) -> dict[str, tuple[float, float]]:
-        """ms quantized and in float; a layer that could not be timed is taken to gain a little."""
-        assert self.solved is not None
-        key = cache.key("layer times", self.shop.identity, base.recipe.text, str(self.shop.threads))
-        times: Any = cache.get(key)
-        if times is None:
-            self.progress("time layers", 0, 1)
-            feed = next(iter(self.shop.held_out))
-            times = layer_times(self.solved, feed, self.shop.threads)
-            self.weighed += len(times)
-            cache.put(key, times)
-        smallest = min((min(pair) for pair in times.values()), default=1.0) * NOISE
-        costs: dict[str, tuple[float, float]] = {}
-        for name in names:
-            in_float, quantized = times.get(name, (smallest, 0.0))
-            gain = in_float - quantized
-            slower = gain < -NOISE * in_float
-            costs[name] = (0.0, gain if slower else max(gain, smallest))
-        return costs
-
-    def _bytes(self, name: str) -> tuple[float, float]:
-        """Bytes of a layer's weights as codes and as floats."""
-        assert self.solved is not None
-        node = next(node for node in self.solved.layers if node.name == name)
-        plan = self.solved.context.plan[name]
-        codes = floats = 0.0
-        for view in g.weight_views(node) if plan.weight else ():
-            count = float(np.prod(view.tensor.shape))
-            codes += count * plan.weight.bits / 8 if plan.weight else 0.0
-            floats += count * (g.dtype(view.tensor) or np.dtype(np.float32)).itemsize
-        return codes, floats
-
-    def _fast(self, candidate: Candidate | None) -> bool:
-        limit = self.bounds.latency
-        if candidate is None:
-            return limit is None or (limit.relative and limit.holds(1.0, 1.0))
-        return self._within_time(candidate, self.shop.time([candidate], self.solved))
-
-    def _within_time(self, candidate: Candidate, of_float: Latency) -> bool:
-        limit, taken = self.bounds.latency, candidate.latency
-        if limit is None or taken is None:
-            return limit is None
-        return limit.holds(taken.median_ms, of_float.median_ms)
-
-    def _small(self, candidate: Candidate | None) -> bool:
-        limit, of_float = self.bounds.size, self.shop.float_bytes
-        return limit is None or limit.holds(candidate.bytes if candidate else of_float, of_float)
-
     def choose(self, candidates: Sequence[Candidate]) -> tuple[Candidate, Latency]:
         """The best of those that hold all bounds, by timing them together; the float latency."""
-        good = [c for c in candidates if c.accurate(self.bounds) and self._small(c)]
+        good = [
+            c for c in candidates if c.accurate(self.bounds) and self.shop.small(c, self.bounds)
+        ]
         if not good:
             raise OnnxqError(self._nothing(candidates))
         self.progress("time candidates", 0, 1)
         reference = self.shop.time(good, self.solved)
-        fast = [c for c in good if self._within_time(c, reference)]
+        fast = [c for c in good if c.fast(self.bounds, reference)]
         if not fast:
             best = min(good, key=lambda c: c.ratio or 0.0)
             raise OnnxqError(
@@ -359,28 +259,3 @@ class _Search:
                 f"{cosine:.4f}, unlike when it was tried ({chosen.drop:.2%}, {chosen.cosine:.4f})"
             )
         chosen.drop, chosen.cosine, chosen.agreement = drop, cosine, agreement
-
-
-def _thinned(choices: list[Choice]) -> list[Choice]:
-    if len(choices) <= TRIED:
-        return choices
-    kept = np.linspace(0, len(choices) - 1, TRIED).round().astype(int)
-    return [choices[k] for k in kept]
-
-
-def last_that(
-    choices: Sequence[Choice],
-    holds: Callable[[Candidate | None], bool],
-    build: Callable[[Choice], Candidate | None],
-) -> int:
-    """By bisection, the last of the choices that holds; -1 where the first does not.
-
-    The further, the less likely it is to hold. Where that is not so, one that holds is found still.
-    """
-    if holds(build(choices[-1])):
-        return len(choices) - 1
-    low, high = -1, len(choices) - 1  # the last that is known to hold, the first known not to
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(build(choices[middle])) else (low, middle)
-    return low

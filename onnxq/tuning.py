@@ -37,6 +37,13 @@ class Tuning:
     refused: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
+    def holds(self, candidate: Candidate) -> bool:
+        """All bounds, as far as they were measured."""
+        size = self.bounds.size
+        small = size is None or size.holds(candidate.bytes, self.float_bytes)
+        timed = candidate.latency is None or candidate.fast(self.bounds, self.float_latency)
+        return small and timed and candidate.accurate(self.bounds)
+
     @property
     def front(self) -> list[Candidate]:
         """The timed candidates that no other beats in drop, latency and size."""
@@ -68,7 +75,7 @@ class Tuning:
                 "bytes": c.bytes,
                 "latency": asdict(c.latency) if c.latency else None,
                 "ratio": c.ratio,
-                "meets_accuracy": c.accurate(self.bounds),
+                "holds": self.holds(c),
                 "on_front": id(c) in front,
                 "recipe": c.recipe.text,
             }

@@ -6,18 +6,19 @@ codes and ranges as the recipe would lower it, had it left the same layers float
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from onnxq import graph as g
+from onnxq.choose import settle
 from onnxq.errors import OnnxqError
 from onnxq.passes import Assign, QOperator
 from onnxq.passes.solve.assign import HEAVY
-from onnxq.pipeline import Context, NodePlan, Pass, Pipeline, Plan
+from onnxq.passes.solve.spare_slow import SpareSlow
+from onnxq.pipeline import Context, NodePlan, Pass, Pipeline, Plan, Progress
 from onnxq.recipe import Recipe
 from onnxq.report import Report
 from onnxq.samples import Samples
@@ -96,7 +97,7 @@ class Variants:
         return lowered
 
     def _assigned(self, left_float: Collection[str]) -> Plan:
-        step = leaving_float(self.assign, left_float)
+        step = with_layers(self.assign, dict.fromkeys(sorted(left_float), "float"))
         trial = replace(self.context, report=Report(), plan=Plan())
         step.apply(self.graph, trial)  # weights have been told apart already: nothing is rewritten
         return trial.plan
@@ -112,12 +113,16 @@ def differing(one: Plan, other: Plan) -> set[str]:
     }
 
 
-def leaving_float(assign: Assign, layers: Collection[str]) -> Assign:
-    """The pass with these nodes among those that it leaves float."""
-    if not layers:
-        return assign
-    names = "|".join(re.escape(name) for name in sorted(layers))
-    return replace(assign, exclude=(*assign.exclude, f"re:^(?:{names})$"))
+def with_layers(assign: Assign, formats: Mapping[str, str]) -> Assign:
+    """The pass with these nodes in formats of their own."""
+    return replace(assign, layers=(*assign.layers, *(f"{n}={f}" for n, f in formats.items())))
+
+
+def with_format(recipe: Recipe, format: str) -> Recipe:
+    """The recipe with another format for all layers."""
+    assign = assign_of(recipe)
+    steps = (replace(s, format=format) if s is assign else s for s in recipe.passes)
+    return replace(recipe, passes=tuple(steps))
 
 
 def assign_of(recipe: Recipe) -> Assign:
@@ -129,6 +134,22 @@ def assign_of(recipe: Recipe) -> Assign:
         f"the recipe {recipe.name!r} has no pass 'assign', which is where layers are left float; "
         "take another preset"
     )
+
+
+def decided(
+    recipe: Recipe,
+    graph: g.Graph,
+    samples: Samples,
+    target: Target,
+    report: Report,
+    options: Mapping[str, Any],
+    progress: Progress,
+) -> Recipe:
+    """The recipe with nothing in it left open or left to timing: it gives the same every time."""
+    if recipe.optional:
+        recipe = settle(recipe, graph, samples, target, report, options, progress)
+    timeless = tuple(step for step in recipe.passes if not isinstance(step, SpareSlow))
+    return replace(recipe, passes=timeless)
 
 
 def variants(
