@@ -22,6 +22,7 @@ from onnxq.storage import model_size
 from onnxq.target import Target
 from onnxq.variants import Variants, assign_of, decided, with_layers
 
+METADATA = 1024  # bytes that a model says of itself beside its recipe, at most
 TIMED = 3.0  # seconds for each model in a comparison, at most
 
 
@@ -43,6 +44,7 @@ class Candidate:
     bytes: int = 0
     latency: Latency | None = None
     ratio: float | None = None
+    solved: Variants | None = field(default=None, repr=False, compare=False)  # to build it from
 
     def accurate(self, bounds: Bounds) -> bool:
         within = bounds.drop is None or self.drop <= bounds.drop
@@ -95,13 +97,14 @@ class Workshop:
         taken = candidate.bytes if candidate else self.float_bytes
         return bounds.size is None or bounds.size.holds(taken, self.float_bytes)
 
-    def build(self, candidate: Candidate, base: Variants | None = None) -> Path:
-        """The candidate's file: of a base that was solved already, or by its whole recipe."""
+    def build(self, candidate: Candidate) -> Path:
+        """The candidate's file: of what was solved already, or by its whole recipe."""
         text = candidate.recipe.text
         if text not in self._paths:
             path = self.folder / f"{len(self._paths)}.onnx"
-            if base is not None and set(candidate.layers.values()) <= {"float"}:
-                g.save(base.whole(list(candidate.layers)), path)
+            solved = candidate.solved
+            if solved is not None and set(candidate.layers.values()) <= {"float"}:
+                g.save(solved.whole(list(candidate.layers)), path)
             else:
                 result = candidate.recipe.pipeline.run(
                     self.graph, self.calibration, self.target, threads=self.threads
@@ -119,13 +122,14 @@ class Workshop:
             self._reference = float_session(self.model, self.graph, self.threads)
         return self._reference
 
-    def measure(self, candidate: Candidate, base: Variants | None = None) -> Candidate:
+    def measure(self, candidate: Candidate) -> Candidate:
         """Fill in drop, cosine and size."""
         key = cache.key("candidate", self.identity, self.metric.name, candidate.recipe.text)
         known: Any = cache.get(key) if self.metric.lasting else None
         if known is None:
-            path = self.build(candidate, base)
-            known = (*self.score(path), model_size(path))
+            path = self.build(candidate)
+            metadata = len(candidate.recipe.text.encode()) + METADATA
+            known = (*self.score(path), model_size(path) + metadata)
             if self.metric.lasting:
                 cache.put(key, known)
         candidate.drop, candidate.cosine, candidate.agreement, candidate.bytes = known
@@ -145,14 +149,14 @@ class Workshop:
         self.measured += 1
         return distance.drop() or 0.0, 1 - angle.value(), 1 - agreed.value() if agreed else None
 
-    def time(self, candidates: Sequence[Candidate], base: Variants | None = None) -> Latency:
+    def time(self, candidates: Sequence[Candidate]) -> Latency:
         """Fill in latencies, all measured in turns with the float model; the float model's."""
         texts = sorted(c.recipe.text for c in candidates)
         key = cache.key("latency", self.identity, str(self.threads), texts)
         known: Any = cache.get(key)
         if known is None:
             feed = next(iter(self.held_out))
-            paths = [self.build(c, base if c.layers else None) for c in candidates]
+            paths = [self.build(c) for c in candidates]
             sessions = [Session(self.model, threads=self.threads), *map(self.session, paths)]
             timed = verify.latency(sessions, feed, seconds=TIMED * len(sessions))
             self.measured += 1

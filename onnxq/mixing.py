@@ -100,16 +100,17 @@ class Mixer:
         if choice.options not in self.tried:
             counts = ", ".join(f"{n} {f}" for f, n in Counter(chosen.values()).items())
             name = f"{self.base.name}, of {len(self.names)} layers {counts}"
-            made = Candidate(name, mixed(self.base.recipe, chosen), chosen)
+            recipe = mixed(self.base.recipe, chosen)
+            made = Candidate(name, recipe, chosen, solved=self.base_variants)
             self.progress(name, len(self.tried), 2 * TRIED.bit_length())
-            self.tried[choice.options] = self.shop.measure(made, self.base_variants)
+            self.tried[choice.options] = self.shop.measure(made)
         return self.tried[choice.options]
 
     def _fast(self, candidate: Candidate | None) -> bool:
         limit = self.bounds.latency
         if candidate is None:
             return limit is None or (limit.relative and limit.holds(1.0, 1.0))
-        reference = self.shop.time([candidate], self.base_variants)
+        reference = self.shop.time([candidate])
         return candidate.fast(self.bounds, reference)
 
     def _table(self, measure: Callable[[str], dict[str, float]]) -> list[list[float]]:

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from onnxq.candidates import Candidate
 from onnxq.effects import LayerEffect, Sensitivity
-from onnxq.show import Column, milliseconds, percent, print_table, quantity
-from onnxq.show import cosine as cosine_text
+from onnxq.tables import Column, milliseconds, percent, print_table, quantity
+from onnxq.tables import cosine as cosine_text
 from onnxq.tuning import Tuning
 
 BAR = 24  # columns of the longest bar

@@ -37,20 +37,22 @@ from onnxq.meter import float_session
 from onnxq.metrics import Metric, class_scores
 from onnxq.metrics import metric as metric_of
 from onnxq.mixing import Mixer
+from onnxq.passes import Assign
 from onnxq.pipeline import Progress
 from onnxq.recipe import Recipe, load_recipe, preset_names
 from onnxq.report import Latency, Report
 from onnxq.samples import Preprocessing
 from onnxq.sampling import Sampling
 from onnxq.scratch import scratch
-from onnxq.storage import load_proto
+from onnxq.storage import load_proto, model_size
 from onnxq.target import Target, load_target
 from onnxq.tuning import Tuning
-from onnxq.variants import Variants, assign_of
+from onnxq.variants import assign_of
 
 PRESETS = ("int8-accurate", "int8-static", "int8-dynamic")  # those of them that are installed
 LEAST_SAMPLES = 8
 HELD_OUT = 512
+FAR = 1.25  # times the latency of the fastest preset: from slower ones nothing is mixed
 EVEN = 0.02  # a mixed model must be so much faster than a preset's to be taken
 
 
@@ -128,10 +130,11 @@ def tune(
         shop.identity = (repr(machine), repr(device), calibration.identity(), held)
         search = _Search(shop, bounds, report, progress)
         candidates, refused = search.uniform(recipes)
-        base = search.base(candidates)
-        mixer = Mixer(shop, base, bounds, formats, progress)
-        candidates += mixer.mixes()
-        search.solved = mixer.base_variants
+        weighed = 0
+        for base in search.bases(candidates):
+            mixer = Mixer(shop, base, bounds, formats, progress)
+            candidates += mixer.mixes()
+            weighed += mixer.weighed
         chosen, float_latency = search.choose(candidates)
         progress("write", 0, 1)
         final = place.with_suffix(".toml")
@@ -162,7 +165,7 @@ def tune(
         float_latency=float_latency,
         replay=f"onnxq quantize {path} --recipe {final} --data … --samples {half}",
         report=result.report,
-        measured=shop.measured + mixer.weighed,
+        measured=shop.measured + weighed,
         seconds=time.perf_counter() - began,
         refused=refused,
         warnings=report.warnings,
@@ -196,7 +199,6 @@ class _Search:
 
     def __init__(self, shop: Workshop, bounds: Bounds, report: Report, progress: Progress) -> None:
         self.shop, self.bounds, self.report, self.progress = shop, bounds, report, progress
-        self.solved: Variants | None = None
 
     def uniform(self, recipes: Sequence[Recipe]) -> tuple[list[Candidate], dict[str, str]]:
         """Each recipe as it is, and why others cannot be."""
@@ -213,12 +215,13 @@ class _Search:
             raise OnnxqError("; ".join(f"{name}: {why}" for name, why in refused.items()))
         return found, refused
 
-    def base(self, candidates: Sequence[Candidate]) -> Candidate:
-        """Of the presets about as fast as the fastest, the most accurate one."""
-        self.shop.time(candidates)
-        fastest = min(c.ratio or 0.0 for c in candidates)
-        fast = [c for c in candidates if (c.ratio or 0.0) <= 1.1 * fastest]
-        return min(fast, key=lambda c: (c.drop, -c.cosine))
+    def bases(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The presets that can be mixed from and are not far behind the fastest of them."""
+        mixable = [c for c in candidates if any(isinstance(s, Assign) for s in c.recipe.passes)]
+        if mixable:
+            self.shop.time(mixable)
+        fastest = min((c.ratio or 0.0 for c in mixable), default=0.0)
+        return [c for c in mixable if (c.ratio or 0.0) <= FAR * fastest]
 
     def choose(self, candidates: Sequence[Candidate]) -> tuple[Candidate, Latency]:
         """The best of those that hold all bounds, by timing them together; the float latency."""
@@ -228,7 +231,7 @@ class _Search:
         if not good:
             raise OnnxqError(self._nothing(candidates))
         self.progress("time candidates", 0, 1)
-        reference = self.shop.time(good, self.solved)
+        reference = self.shop.time(good)
         fast = [c for c in good if c.fast(self.bounds, reference)]
         if not fast:
             best = min(good, key=lambda c: c.ratio or 0.0)
@@ -259,3 +262,4 @@ class _Search:
                 f"{cosine:.4f}, unlike when it was tried ({chosen.drop:.2%}, {chosen.cosine:.4f})"
             )
         chosen.drop, chosen.cosine, chosen.agreement = drop, cosine, agreement
+        chosen.bytes = model_size(path)
