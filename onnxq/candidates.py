@@ -23,6 +23,7 @@ from onnxq.target import Target
 from onnxq.variants import Variants, assign_of, decided, with_layers
 
 METADATA = 1024  # bytes that a model says of itself beside its recipe, at most
+ROUNDS = 1000  # of a comparison, at most: tiny models want many
 TIMED = 3.0  # seconds for each model in a comparison, at most
 
 
@@ -158,7 +159,7 @@ class Workshop:
             feed = next(iter(self.held_out))
             paths = [self.build(c) for c in candidates]
             sessions = [Session(self.model, threads=self.threads), *map(self.session, paths)]
-            timed = verify.latency(sessions, feed, seconds=TIMED * len(sessions))
+            timed = verify.latency(sessions, feed, seconds=TIMED * len(sessions), most=ROUNDS)
             self.measured += 1
             known = [
                 timed[0],

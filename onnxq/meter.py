@@ -16,10 +16,12 @@ from onnxq import graph as g
 from onnxq.digest import digests
 from onnxq.errors import OnnxqError
 from onnxq.metrics import Distance, Metric
-from onnxq.pipeline import Plan, Progress
+from onnxq.passes import Widen
+from onnxq.pipeline import Pipeline, Plan, Progress
 from onnxq.runtime import Session
 from onnxq.samples import Feed, Samples
 from onnxq.segments import QUIET, Chain, cuts
+from onnxq.target import load_target
 from onnxq.variants import Variants, differing
 
 Mode = Literal["alone", "spared"]
@@ -27,11 +29,12 @@ AT_ONCE = 24  # variants measured in one run over the samples: so many segments 
 
 
 def float_session(model: str | Path, graph: g.Graph, threads: int | None = None) -> Session:
-    """The float model; as `graph` has it where the runtime has no kernels for its types."""
+    """The float model; where the runtime has no kernels for its types, `graph` in float32."""
     try:
         return Session(model, threads=threads, config=QUIET)
     except OnnxqError:
-        proto, weights = g.to_proto_without_weights(graph)
+        wide = Pipeline([Widen()]).run(graph, None, load_target("cpu")).graph
+        proto, weights = g.to_proto_without_weights(wide)
         return Session(proto, threads=threads, initializers=weights, config=QUIET)
 
 

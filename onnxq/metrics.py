@@ -220,7 +220,7 @@ class _Pooled(_Measured):
 
     def update(self, reference: Outputs, other: Outputs) -> None:
         for name, values in reference.items():
-            if isinstance(values, np.ndarray) and _is_real(values):
+            if name in other and isinstance(values, np.ndarray) and _is_real(values):
                 known = self.seen.setdefault(name, Comparison(scores=False))
                 known.update(values, other[name])
 

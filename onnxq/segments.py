@@ -30,11 +30,14 @@ QUIET = {"session.intra_op.allow_spinning": "0"}
 
 
 def cuts(graph: g.Graph, layers: Collection[str], most: int = MOST) -> list[Cut]:
-    """The inputs, what crosses before a layer (each n-th, for `most` segments), the outputs."""
+    """The inputs, what crosses before a layer (each n-th, for `most` segments), the outputs.
+
+    Outputs that are constants are left out.
+    """
     places = [i for i, node in enumerate(graph.nodes) if _holds(node, layers)]
     every = -(-len(places) // most) or 1
     found: list[Cut] = [tuple(t.name for t in graph.inputs)]
-    outputs = tuple(t.name for t in graph.outputs)
+    outputs = tuple(t.name for t in graph.outputs if not g.is_constant(t))
     for place in places[every::every]:
         made = {t.name for node in graph.nodes[:place] for t in node.outputs} | {*found[0]}
         needed = {name for node in graph.nodes[place:] for name in _reads(node)} | {*outputs}

@@ -9,10 +9,15 @@ from typing import Any
 import awkward
 import onnx
 import pytest
-from graphs import Feeds, feeds_of, model, normal, pipeline, run
+from graphs import Feeds, feeds_of, model, normal, run, samples_of
 
+from onnxq import graph as g
 from onnxq.effects import Sensitivity, sensitivity
+from onnxq.errors import OnnxqError
 from onnxq.metrics import metric
+from onnxq.pipeline import Pipeline
+from onnxq.recipe import load_recipe
+from onnxq.target import load_target
 
 
 def saved(proto: onnx.ModelProto, folder: Path) -> Path:
@@ -25,11 +30,20 @@ def measured(source: onnx.ModelProto, feeds: Feeds, folder: Path, **options: Any
     return sensitivity(saved(source, folder), samples=feeds, threads=1, **options)
 
 
+def built(
+    source: onnx.ModelProto, feeds: Feeds, preset: str = "int8-static", **options: Any
+) -> onnx.ModelProto:
+    """Quantized by a preset, without the pass that goes by the clock."""
+    steps = [step for step in load_recipe(preset).passes if step.name != "spare-slow"]
+    samples, target = samples_of(source, feeds), load_target("cpu")
+    return Pipeline(steps).run(g.load(source), samples, target, threads=1, **options).to_proto()
+
+
 def for_real(
     source: onnx.ModelProto, feeds: Feeds, name: str, preset: str, **options: Any
 ) -> float:
     """The distance of a model that was quantized with `include` or `exclude`."""
-    made = pipeline(source, feeds, preset, **options).to_proto()
+    made = built(source, feeds, preset, **options)
     distance = metric(name, run(source, feeds[0])).start()
     for feed in feeds:
         distance.update(run(source, feed), run(made, feed))
@@ -90,6 +104,23 @@ def test_effects_are_those_of_models_built_for_real(
         if len(names) > 1:
             spared = for_real(case.model, case.feeds, "cosine", preset, exclude=(one,))
             assert layer.spared == pytest.approx(spared, rel=0.05, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", awkward.ZOO)
+def test_awkward_graphs_are_cut_and_put_together_again(name: str, tmp_path: Path) -> None:
+    case = awkward.ZOO[name]()
+    if "int8-static" in case.refused:
+        with pytest.raises(OnnxqError, match=case.refused["int8-static"]):
+            measured(case.model, case.feeds, tmp_path, metric="cosine")
+        return
+    found = measured(case.model, case.feeds, tmp_path, metric="cosine")
+    made = built(case.model, case.feeds)
+    expected = case.expected()
+    distance = metric("cosine", expected[0]).start()
+    for feed, said in zip(case.feeds, expected, strict=True):
+        distance.update(said, run(made, feed, False))  # the runtime fuses less across cuts
+    assert found.all_quantized == pytest.approx(distance.value(), rel=0.1, abs=1e-6)
+    assert all(layer.alone is not None for layer in found.layers if not layer.reason)
 
 
 def test_a_planted_bad_layer_comes_first(tmp_path: Path) -> None:
