@@ -119,7 +119,7 @@ def test_awkward_graphs_are_cut_and_put_together_again(name: str, tmp_path: Path
     distance = metric("cosine", expected[0]).start()
     for feed, said in zip(case.feeds, expected, strict=True):
         distance.update(said, run(made, feed, False))  # the runtime fuses less across cuts
-    assert found.all_quantized == pytest.approx(distance.value(), rel=0.1, abs=1e-6)
+    assert found.all_quantized == pytest.approx(distance.value(), rel=0.1, abs=1e-5)
     assert all(layer.alone is not None for layer in found.layers if not layer.reason)
 
 
