@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
@@ -23,40 +23,36 @@ from onnxq.storage import ExternalValues
 _contents: dict[int, tuple[Any, str]] = {}  # id of values → a reference to them, their hash
 
 
-def digests(graph: g.Graph, cut: Collection[str] = ()) -> dict[str, str]:
-    """The hash of every tensor of a sorted graph by name, those of bodies included.
-
-    To whoever reads a tensor of `cut`, it is an input.
-    """
+def digests(graph: g.Graph) -> dict[str, str]:
+    """The hash of every tensor of a sorted graph by name, those of bodies included."""
     found = {t.name: _hash("input", t.name) for t in graph.inputs}
-    _walk(graph, found, dict(found), cut)
+    _walk(graph, found, dict(found), "")
     return found
 
 
-def _walk(
-    graph: g.Graph, found: dict[str, str], scope: dict[str, str], cut: Collection[str]
-) -> None:
-    """`scope` maps the names that can be read here; it grows by those made here."""
+def _walk(graph: g.Graph, found: dict[str, str], scope: dict[str, str], place: str) -> None:
+    """`scope` maps the names that can be read here; it grows by those made here.
+
+    `place` tells a body from others: the same node in another branch runs on other samples.
+    """
     for node in graph.nodes:
         inputs = [_of(tensor, scope) for tensor in node.inputs]
         inner = [(key, body) for key, body in node.attrs.items() if isinstance(body, gs.Graph)]
-        own = _hash(node.op, node.domain or "", _attributes(node), *inputs)
+        own = _hash(place, node.op, node.domain or "", _attributes(node), *inputs)
         for key, body in inner:  # what the bodies compute, whatever their inputs are
             own = _hash(own, key, *_outputs(body, scope, key))
         for key, body in inner:  # what their tensors are, now that all they depend on is known
             given = {t.name: _hash(own, key, str(i)) for i, t in enumerate(body.inputs)}
             found |= given
-            _walk(body, found, scope | given, ())
+            _walk(body, found, scope | given, _hash(own, key))
         for number, tensor in enumerate(node.outputs):
             if tensor.name:
                 found[tensor.name] = scope[tensor.name] = _hash(own, str(number))
-            if tensor.name in cut:
-                scope[tensor.name] = _hash("input", tensor.name)
 
 
 def _outputs(body: g.Graph, scope: Mapping[str, str], key: str) -> list[str]:
     own = {**scope, **{t.name: _hash(key, str(i)) for i, t in enumerate(body.inputs)}}
-    _walk(body, {}, own, ())
+    _walk(body, {}, own, key)
     return [_of(tensor, own) for tensor in body.outputs]
 
 

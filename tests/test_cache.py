@@ -272,6 +272,23 @@ def test_images_are_told_apart_without_decoding_them(
     assert identity() != first
 
 
+def test_the_same_node_in_two_branches_is_not_the_same(place: Path, inferences: list[int]) -> None:
+    text = """(float[n,4] x, bool choice) => (float[n,4] y) {
+        y = If (choice) <
+            then_branch = t () => (float[n,4] a) { p = Relu (x) a = MatMul (p, w) },
+            else_branch = e () => (float[n,4] b) { q = Relu (x) b = MatMul (q, w) }
+        >
+    }"""
+    made = model(text, w=normal(4, 4))
+    feeds = [{**feed, "choice": np.array(k < 2)} for k, feed in enumerate(feeds_of(6, x=(2, 4)))]
+    both = [
+        observe(g.load(made), dict.fromkeys(["p"], MinMax()), samples_of(made, feeds))["p"],
+        observe(g.load(made), dict.fromkeys(["q"], MinMax()), samples_of(made, feeds))["q"],
+    ]
+    seen = [max(float(f["x"].max()) for f in part) for part in (feeds[:2], feeds[2:])]
+    assert [found.high for found in both] == pytest.approx(seen)
+
+
 def test_errors_are_not_kept(place: Path) -> None:
     made = model(
         "(float[n,4] x) => (float[n,4] y) { l = Log (x) y = MatMul (l, w) }", w=normal(4, 4)
