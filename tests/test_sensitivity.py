@@ -12,6 +12,7 @@ import pytest
 from graphs import Feeds, feeds_of, model, normal, run, samples_of
 
 from onnxq import graph as g
+from onnxq import segments
 from onnxq.effects import Sensitivity, sensitivity
 from onnxq.errors import OnnxqError
 from onnxq.metrics import metric
@@ -132,3 +133,31 @@ def test_a_planted_bad_layer_comes_first(tmp_path: Path) -> None:
     assert second.alone is not None
     assert worst.alone > second.alone + 6  # dB
     assert worst.spared == min(layer.spared for layer in found.layers if layer.spared is not None)
+
+
+def test_no_model_is_built_for_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 52 layers each costs a piece of the model: together a few models, not 104."""
+    built: list[int] = []
+    original = segments.Session.__init__
+
+    def counted(self: Any, source: Any, **options: Any) -> None:
+        built.append(len(source.graph.node))
+        original(self, source, **options)
+
+    source = plain_chain(layers=52)
+    with monkeypatch.context() as patch:
+        patch.setattr(segments.Session, "__init__", lambda s, m, **o: (
+            counted(s, m, **o) if isinstance(m, onnx.ModelProto) else original(s, m, **o)
+        ))  # fmt: skip
+        found = measured(source, feeds_of(4, x=(4, 16)), tmp_path, measure=2)
+    assert found.evaluations == 2 * 52 + 1
+    assert sum(built) < 16 * len(source.graph.node)
+    assert max(built[5:]) < len(source.graph.node) / 4
+
+
+def test_layers_that_stay_float_are_listed_with_the_reason(tmp_path: Path) -> None:
+    found = measured(
+        plain_chain(), feeds_of(6, x=(4, 16)), tmp_path, exclude=["m2"], metric="cosine"
+    )
+    left = [layer for layer in found.layers if layer.alone is None]
+    assert [(layer.name, layer.reason) for layer in left] == [("m2", "excluded by the user")]

@@ -38,3 +38,26 @@ def test_sentence_embeddings_stay_where_they_were(
     score(shared, "samples", "stsb", samples, "--n", "40")
     onnxq.quantize(model, preset, samples=str(samples), output=out)
     assert score(shared, "stsb", out, "--float", model)["cosine"] >= least
+
+
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [
+        ("imagenet", "mobilenet_v1_0.25_224"),
+        ("cifar", "cifar10_resnet20"),
+        ("kws", "kws_dscnn"),
+        ("mnist", "mnist_cntk"),
+    ],
+)
+def test_a_tuned_model_keeps_its_accuracy(
+    task: str, model: str, shared: Path, tmp_path: Path
+) -> None:
+    samples, out = tmp_path / "calib.npz", tmp_path / "out.onnx"
+    path = shared / "models" / f"{model}.onnx"
+    score(shared, "samples", task, samples, "--n", "200")
+    found = onnxq.tune(path, samples=str(samples), max_drop="1%", output=out)
+    holding = [c.ratio for c in found.candidates if not c.layers and c.accurate(found.bounds)]
+    assert found.chosen.ratio is not None
+    assert found.chosen.ratio <= min(ratio for ratio in holding if ratio is not None)
+    scored = score(shared, task, out, "--float", path)
+    assert scored["top1"] >= 0.99 * scored["float_top1"] - 0.005
