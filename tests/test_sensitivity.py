@@ -92,7 +92,7 @@ def test_effects_are_those_of_models_built_for_real(
     case = make()
     found = measured(case.model, case.feeds, tmp_path, preset=preset, metric="cosine")
     everything = for_real(case.model, case.feeds, "cosine", preset)
-    assert found.all_quantized == pytest.approx(everything, rel=0.05, abs=1e-6)
+    assert found.all_quantized == pytest.approx(everything, rel=0.005, abs=1e-8)
     assert found.layers
     names = [layer.name for layer in found.layers if layer.alone is not None]
     for layer in found.layers:
@@ -101,10 +101,10 @@ def test_effects_are_those_of_models_built_for_real(
             continue
         one = f"re:^{layer.name}$"
         alone = for_real(case.model, case.feeds, "cosine", preset, include=(one,))
-        assert layer.alone == pytest.approx(alone, rel=0.05, abs=1e-6)
+        assert layer.alone == pytest.approx(alone, rel=0.005, abs=1e-8)
         if len(names) > 1:
             spared = for_real(case.model, case.feeds, "cosine", preset, exclude=(one,))
-            assert layer.spared == pytest.approx(spared, rel=0.05, abs=1e-6)
+            assert layer.spared == pytest.approx(spared, rel=0.005, abs=1e-8)
 
 
 @pytest.mark.parametrize("name", awkward.ZOO)
