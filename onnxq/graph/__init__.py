@@ -25,6 +25,7 @@ from onnxq.graph.proto import (
     to_proto,
     to_proto_without_weights,
 )
+from onnxq.graph.unfold import Unfolding, unfolding
 from onnxq.graph.walk import (
     Array,
     Graph,
@@ -63,6 +64,7 @@ __all__ = [
     "Maker",
     "Namer",
     "Node",
+    "Unfolding",
     "WeightView",
     "bodies",
     "bypass",
@@ -100,6 +102,7 @@ __all__ = [
     "tidy",
     "to_proto",
     "to_proto_without_weights",
+    "unfolding",
     "values",
     "walk",
     "weight_view",

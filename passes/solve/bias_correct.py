@@ -1,0 +1,167 @@
+"""Biases that take back what rounding adds to the mean of a layer's output.
+
+Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", §4.2,
+empirically: rounding errors of a channel's weights and of its inputs do not cancel in the mean,
+
+    b ← b + E[y] − E[ŷ],
+
+y of the float model and ŷ of the quantized one on the same samples, both before the activation
+function. A layer sees inputs that all layers before it have shifted: it is measured when those are
+corrected. Layers of one depth do not see each other and share a run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxq import graph as g
+from onnxq.calibrate import observe
+from onnxq.errors import OnnxqError
+from onnxq.graph import Graph
+from onnxq.observe import Moments
+from onnxq.pipeline import Context, Pass
+
+Array = NDArray[np.float64]
+CHANNELS = {"Conv": 1, "ConvTranspose": 1, "Gemm": -1, "MatMul": -1}  # their axis in the output
+
+
+@dataclass(frozen=True)
+class BiasCorrect(Pass):
+    """New biases for every quantized Conv and Gemm, and for a MatMul with an Add behind it.
+
+    `samples` bounds how many are run for each depth of the model.
+    """
+
+    samples: int = 32
+    name: ClassVar[str] = "bias-correct"
+    needs_samples: ClassVar[bool] = True
+
+    def apply(self, graph: Graph, ctx: Context) -> int:
+        if ctx.samples is None:
+            raise OnnxqError("the pass 'bias-correct' needs samples, and there are none")
+        layers = {
+            node.name: (node, body)
+            for body in g.subgraphs(graph)
+            if id(body) not in {id(inner) for inner in g.hidden(graph)}
+            for node, plan in ctx.plan.quantized(body.nodes)
+            if plan.weight and node.op in CHANNELS and node.inputs[1].name in ctx.weights
+            if (self.name, node.name) not in ctx.solved and takes_bias(node, body)
+        }
+        if not layers:
+            return 0
+        some = ctx.samples.slice(0, self.samples)
+        wanted = _means(graph, list(layers), ctx, some)
+        quantized, maker = ctx.quantized(graph), g.Maker(graph)
+        for depth in by_depth(quantized, set(layers)):
+            now = _means(quantized, depth, ctx, some)
+            for name in depth:
+                ctx.solved.add((self.name, name))
+                ctx.progress(self.name, len(ctx.solved), len(layers))
+                if name in now and name in wanted:
+                    shift = wanted[name] - now[name]
+                    node, body = layers[name]
+                    convolved = node.op in ("Conv", "ConvTranspose")
+                    places = len(node.inputs[1].shape) - 2 if convolved else 0
+                    add_to_output(quantized, name, shift.reshape(-1, *[1] * places))
+                    add_to_bias(node, body, shift, maker)
+        return len(layers)
+
+
+def _means(graph: Graph, names: list[str], ctx: Context, samples: object) -> dict[str, Array]:
+    """E[y] of nodes by name, (channels,); of those that never ran, none."""
+    nodes = {node.name: node for node in g.walk(graph) if node.name in names}
+    keys = {name: f"{node.outputs[0].name}#mean" for name, node in nodes.items()}
+    observers = {keys[name]: Moments(CHANNELS[nodes[name].op]) for name in nodes}
+    seen = observe(graph, observers, samples, threads=ctx.threads)
+    return {name: seen[key].mean for name, key in keys.items() if observers[key].count}
+
+
+# ── in the float graph ───────────────────────────────────────────────────────────────────────────
+
+
+def takes_bias(node: g.Node, body: Graph) -> bool:
+    """Whether a node has a bias that can be changed, or room for one."""
+    reader, slot = _bias_slot(node, body)
+    if reader is None or reader.attrs.get("beta", 1.0) == 0:
+        return False
+    if len(reader.inputs) <= slot or not reader.inputs[slot].name:
+        return True
+    bias = reader.inputs[slot]
+    return g.is_constant(bias) and g.is_float(bias) and math.prod(bias.shape[:-1]) == 1
+
+
+def add_to_bias(node: g.Node, body: Graph, shift: Array, maker: g.Maker) -> None:
+    """Add `shift` (channels,) to the mean of a node's output by its bias, a new initializer."""
+    reader, slot = _bias_slot(node, body)
+    assert reader is not None
+    if len(reader.inputs) <= slot or not reader.inputs[slot].name:
+        kind, name = g.dtype(node.inputs[1]), f"{node.name}_bias"
+        bias = np.zeros(len(shift), kind)
+        del reader.inputs[slot:]
+        reader.inputs.append(gs.Variable.empty())
+    else:
+        bias, name = g.values(reader.inputs[slot]), reader.inputs[slot].name
+    shape = (*bias.shape[:-1], len(shift))
+    moved = np.broadcast_to(bias, shape) + shift / float(reader.attrs.get("beta", 1.0))
+    reader.inputs[slot] = maker.constant(f"{name}_corrected#{node.name}", moved.astype(bias.dtype))
+
+
+def _bias_slot(node: g.Node, body: Graph) -> tuple[g.Node | None, int]:
+    """The node that adds the bias, and where: a MatMul has an Add of a constant behind it."""
+    if node.op != "MatMul":
+        return node, 2
+    reader = g.sole_consumer(body, node.outputs[0])
+    if reader is None or reader.op != "Add" or not g.is_standard(reader):
+        return None, 0
+    slot = 1 if reader.inputs[0] is node.outputs[0] else 0
+    return (reader if g.is_constant(reader.inputs[slot]) else None), slot
+
+
+# ── in the quantized one ─────────────────────────────────────────────────────────────────────────
+
+
+def add_to_output(graph: Graph, name: str, shift: Array) -> None:
+    """Put an Add of a constant between a node and all that reads its output."""
+    maker = g.Maker(graph)
+    for body in g.subgraphs(graph):
+        for node in [node for node in body.nodes if node.name == name]:
+            out = node.outputs[0]
+            raw = gs.Variable(maker.name(f"{out.name}_shifted"), dtype=out.dtype)
+            kind = np.dtype(g.dtype(out) or np.float32)
+            values = maker.constant(f"{out.name}_shift", shift.astype(kind))
+            node.outputs[0] = raw
+            body.nodes.append(gs.Node("Add", maker.name(f"{name}_shift"), {}, [raw, values], [out]))
+    g.sort(graph)
+
+
+def by_depth(graph: Graph, names: set[str]) -> list[list[str]]:
+    """Nodes by how many of them lie before each on the longest path, the first first."""
+    depths: dict[str, int] = {}
+    _depths_inside(graph, names, {}, 0, depths)
+    return [
+        [name for name in depths if depths[name] == depth] for depth in sorted(set(depths.values()))
+    ]
+
+
+def _depths_inside(
+    graph: Graph, names: set[str], known: dict[str, int], base: int, depths: dict[str, int]
+) -> int:
+    """Fill `depths`, and return the greatest below this graph; `known` holds tensors' depths."""
+    known = known | {tensor.name: base for tensor in graph.inputs}
+    deepest = base
+    for node in graph.nodes:
+        depth = max((known.get(t.name, base) for t in node.inputs), default=base)
+        for body in g.bodies(node):
+            depth = max(depth, _depths_inside(body, names, known, depth, depths))
+        if node.name in names:
+            depths[node.name] = depth
+            depth += 1
+        known |= {tensor.name: depth for tensor in node.outputs}
+        deepest = max(deepest, depth)
+    return deepest
