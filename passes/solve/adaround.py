@@ -40,7 +40,7 @@ class AdaRound(WeightSolver):
 
     steps: int = 500
     rate: float = 0.05
-    regularization: float = 0.02
+    regularization: float = 0.5
     name: ClassVar[str] = "adaround"
 
     def solve(self, layer: Layer) -> QTensor:
@@ -48,7 +48,7 @@ class AdaRound(WeightSolver):
 
 
 def adaround(
-    layer: Layer, steps: int = 500, rate: float = 0.05, regularization: float = 0.02
+    layer: Layer, steps: int = 500, rate: float = 0.05, regularization: float = 0.5
 ) -> QTensor:
     """A weight with learned codes, whose error is at most that of `layer.start` in every row."""
     begun, hessian = started(layer), layer.hessian

@@ -8,29 +8,16 @@ blocks see the part of their own columns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import numpy as np
 from numpy.typing import NDArray
 from onnxq.passes.solve.round_to_nearest import hold_pairs
 
 from onnxq.qtype import Floats, QTensor, QType, quantize_weight, spread, weight_scale
-from onnxq.solver import Layer, WeightSolver
+from onnxq.solver import Layer
 
 STEPS = 40  # shares of the range that are tried, evenly spaced; some that are wider are luckier
 LOWEST = {2: 0.3, 4: 0.4}  # of them, by bits; other formats gain from no cut below 0.8
 WIDEST = 127 / 64  # at which all pairs hold
-
-
-@dataclass(frozen=True)
-class SearchWeightScales(WeightSolver):
-    """Codes by rounding under the best scale, for every weight in the plan."""
-
-    name: ClassVar[str] = "search-weight-scales"
-
-    def solve(self, layer: Layer) -> QTensor:
-        return search_weight_scale(layer)
 
 
 def search_weight_scale(layer: Layer) -> QTensor:
