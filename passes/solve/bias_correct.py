@@ -57,7 +57,7 @@ class BiasCorrect(Pass):
             return 0
         some = ctx.samples.slice(0, self.samples)
         wanted = _means(graph, list(layers), ctx, some)
-        quantized, maker = ctx.quantized(graph), g.Maker(graph)
+        quantized, namer = ctx.quantized(graph), g.Namer(graph)
         for depth in by_depth(quantized, set(layers)):
             now = _means(quantized, depth, ctx, some)
             for name in depth:
@@ -69,7 +69,7 @@ class BiasCorrect(Pass):
                     convolved = node.op in ("Conv", "ConvTranspose")
                     places = len(node.inputs[1].shape) - 2 if convolved else 0
                     add_to_output(quantized, name, shift.reshape(-1, *[1] * places))
-                    add_to_bias(node, body, shift, maker)
+                    add_to_bias(node, body, shift, namer)
         return len(layers)
 
 
@@ -96,20 +96,20 @@ def takes_bias(node: g.Node, body: Graph) -> bool:
     return g.is_constant(bias) and g.is_float(bias) and math.prod(bias.shape[:-1]) == 1
 
 
-def add_to_bias(node: g.Node, body: Graph, shift: Array, maker: g.Maker) -> None:
+def add_to_bias(node: g.Node, body: Graph, shift: Array, namer: g.Namer) -> None:
     """Add `shift` (channels,) to the mean of a node's output by its bias, a new initializer."""
     reader, slot = _bias_slot(node, body)
     assert reader is not None
-    if len(reader.inputs) <= slot or not reader.inputs[slot].name:
-        kind, name = g.dtype(node.inputs[1]), f"{node.name}_bias"
-        bias = np.zeros(len(shift), kind)
-        del reader.inputs[slot:]
-        reader.inputs.append(gs.Variable.empty())
+    fresh = len(reader.inputs) <= slot or not reader.inputs[slot].name
+    name = f"{node.name}_bias" if fresh else reader.inputs[slot].name
+    old = np.zeros(1, g.dtype(node.inputs[1])) if fresh else g.values(reader.inputs[slot])
+    moved = np.broadcast_to(old, (*old.shape[:-1], len(shift)))
+    moved = moved + shift / float(reader.attrs.get("beta", 1.0))
+    bias = g.constant(namer(f"{name}_corrected"), moved.astype(old.dtype))
+    if len(reader.inputs) <= slot:
+        reader.inputs.append(bias)
     else:
-        bias, name = g.values(reader.inputs[slot]), reader.inputs[slot].name
-    shape = (*bias.shape[:-1], len(shift))
-    moved = np.broadcast_to(bias, shape) + shift / float(reader.attrs.get("beta", 1.0))
-    reader.inputs[slot] = maker.constant(f"{name}_corrected#{node.name}", moved.astype(bias.dtype))
+        reader.inputs[slot] = bias
 
 
 def _bias_slot(node: g.Node, body: Graph) -> tuple[g.Node | None, int]:
