@@ -45,14 +45,22 @@ class BiasCorrect(Pass):
     def apply(self, graph: Graph, ctx: Context) -> int:
         if ctx.samples is None:
             raise OnnxqError("the pass 'bias-correct' needs samples, and there are none")
-        layers = {
-            node.name: (node, body)
-            for body in g.subgraphs(graph)
-            if id(body) not in {id(inner) for inner in g.hidden(graph)}
-            for node, plan in ctx.plan.quantized(body.nodes)
-            if plan.weight and node.op in CHANNELS and node.inputs[1].name in ctx.weights
-            if (self.name, node.name) not in ctx.solved and takes_bias(node, body)
-        }
+        hidden = {id(body) for body in g.hidden(graph)}
+        layers: dict[str, tuple[g.Node, Graph]] = {}
+        without: list[str] = []
+        for body in g.subgraphs(graph):
+            for node, plan in ctx.plan.quantized(body.nodes):
+                if plan.weight is None or node.op not in CHANNELS or id(body) in hidden:
+                    continue
+                if node.inputs[1].name not in ctx.weights or (self.name, node.name) in ctx.solved:
+                    continue
+                if takes_bias(node, body):
+                    layers[node.name] = node, body
+                else:
+                    without.append(node.name)
+        if without:
+            others = f" and {len(without) - 1} more" if len(without) > 1 else ""
+            ctx.report.warn(f"{without[0]!r}{others}: no bias to correct, and no Add to take one")
         if not layers:
             return 0
         some = ctx.samples.slice(0, self.samples)
@@ -157,8 +165,8 @@ def _depths_inside(
     deepest = base
     for node in graph.nodes:
         depth = max((known.get(t.name, base) for t in node.inputs), default=base)
-        for body in g.bodies(node):
-            depth = max(depth, _depths_inside(body, names, known, depth, depths))
+        inside = [_depths_inside(body, names, known, depth, depths) for body in g.bodies(node)]
+        depth = max([depth, *inside])
         if node.name in names:
             depths[node.name] = depth
             depth += 1
