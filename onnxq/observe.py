@@ -227,11 +227,11 @@ class SecondMoments(NamedTuple):
     `rows` says how many inputs they are of, in each group.
     """
 
-    product: NDArray[np.float32]
-    mean: NDArray[np.float32]
+    product: NDArray[np.floating[Any]]
+    mean: NDArray[np.floating[Any]]
     rows: int
 
-    def shrunk(self) -> NDArray[np.float32]:
+    def shrunk(self) -> NDArray[np.floating[Any]]:
         """H with the covariances that so few rows cannot tell from chance taken back.
 
         C = H − μμᵀ is shrunk toward its diagonal by in / (in + rows / 3), which is little where

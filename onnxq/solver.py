@@ -15,7 +15,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ class Layer(NamedTuple):
 
     weight: Floats
     qtype: QType
-    hessian: NDArray[np.float32]
+    hessian: NDArray[np.floating[Any]]
     pair_limit: int | None
     start: QTensor | None
 

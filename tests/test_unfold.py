@@ -15,13 +15,16 @@ LAYERS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] 
     "Conv 1x1": ("Conv", (2, 3, 4, 5), (4, 3, 1, 1), {}),
     "Conv strides": ("Conv", (2, 3, 9, 8), (4, 3, 3, 3), {"strides": [2, 3]}),
     "Conv pads": ("Conv", (1, 3, 5, 6), (4, 3, 3, 3), {"pads": [1, 0, 2, 1]}),
-    "Conv dilations": ("Conv", (1, 3, 9, 9), (4, 3, 3, 2), {"dilations": [2, 3], "strides": [2, 1]}),
+    "Conv dilations": ("Conv", (1, 3, 9, 9), (4, 3, 3, 2),
+                       {"dilations": [2, 3], "strides": [2, 1]}),
     "Conv groups": ("Conv", (2, 6, 5, 5), (4, 3, 3, 3), {"group": 2, "pads": [1, 1, 1, 1]}),
     "Conv depthwise": ("Conv", (2, 4, 5, 5), (8, 1, 3, 3), {"group": 4, "strides": [2, 2]}),
     "Conv 1-D": ("Conv", (2, 3, 11), (4, 3, 4), {"strides": [3], "pads": [2, 1]}),
     "Conv 3-D": ("Conv", (1, 2, 4, 5, 6), (3, 2, 2, 3, 2), {"strides": [1, 2, 2]}),
-    "Conv SAME_UPPER": ("Conv", (1, 3, 8, 7), (4, 3, 3, 2), {"auto_pad": "SAME_UPPER", "strides": [2, 3]}),
-    "Conv SAME_LOWER": ("Conv", (1, 3, 8, 7), (4, 3, 4, 2), {"auto_pad": "SAME_LOWER", "strides": [3, 1]}),
+    "Conv SAME_UPPER": ("Conv", (1, 3, 8, 7), (4, 3, 3, 2),
+                        {"auto_pad": "SAME_UPPER", "strides": [2, 3]}),
+    "Conv SAME_LOWER": ("Conv", (1, 3, 8, 7), (4, 3, 4, 2),
+                        {"auto_pad": "SAME_LOWER", "strides": [3, 1]}),
     "Conv VALID": ("Conv", (1, 3, 8, 7), (4, 3, 3, 2), {"auto_pad": "VALID"}),
     "Gemm": ("Gemm", (5, 3), (3, 4), {}),
     "Gemm transA transB": ("Gemm", (3, 5), (4, 3), {"transA": 1, "transB": 1}),
@@ -41,7 +44,9 @@ def layer(name: str) -> tuple[g.Node, Array, Array]:
         onnx.helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, shape)
         for tensor, shape in (("x", x_shape), ("y", None))
     )
-    graph = onnx.helper.make_graph([node], "g", [x], [y], [onnx.numpy_helper.from_array(weight, "w")])
+    graph = onnx.helper.make_graph(
+        [node], "g", [x], [y], [onnx.numpy_helper.from_array(weight, "w")]
+    )
     made = onnx.helper.make_model(
         graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8
     )
@@ -84,9 +89,7 @@ def test_a_few_rows_are_some_of_all(name: str) -> None:
         assert {row.tobytes() for row in few[group]} <= {row.tobytes() for row in every[group]}
 
 
-@pytest.mark.parametrize(
-    ("op", "w_shape"), [("ConvTranspose", (3, 4, 2, 2)), ("Gather", (6, 4))]
-)
+@pytest.mark.parametrize(("op", "w_shape"), [("ConvTranspose", (3, 4, 2, 2)), ("Gather", (6, 4))])
 def test_no_rows_where_columns_meet_no_single_input(op: str, w_shape: tuple[int, ...]) -> None:
     node = g.load(onnx.helper.make_model(onnx.helper.make_graph(
         [onnx.helper.make_node(op, ["x", "w"] if op != "Gather" else ["w", "x"], ["y"])], "g",

@@ -26,6 +26,7 @@ from onnxq.errors import OnnxqError
 from onnxq.graph import Graph
 from onnxq.observe import Moments
 from onnxq.pipeline import Context, Pass
+from onnxq.samples import Samples
 
 Array = NDArray[np.float64]
 CHANNELS = {"Conv": 1, "ConvTranspose": 1, "Gemm": -1, "MatMul": -1}  # their axis in the output
@@ -81,7 +82,7 @@ class BiasCorrect(Pass):
         return len(layers)
 
 
-def _means(graph: Graph, names: list[str], ctx: Context, samples: object) -> dict[str, Array]:
+def _means(graph: Graph, names: list[str], ctx: Context, samples: Samples) -> dict[str, Array]:
     """E[y] of nodes by name, (channels,); of those that never ran, none."""
     nodes = {node.name: node for node in g.walk(graph) if node.name in names}
     keys = {name: f"{node.outputs[0].name}#mean" for name, node in nodes.items()}

@@ -57,9 +57,7 @@ def coordinate_descent(layer: Layer, sweeps: int = 8) -> QTensor:
     return replace(start, codes=from_groups(now.codes, layer.qtype), scale=scale)
 
 
-def sweep(
-    weight: Array, now: Codes, hessian: Array, qtype: QType, pair_limit: int | None
-) -> Array:
+def sweep(weight: Array, now: Codes, hessian: Array, qtype: QType, pair_limit: int | None) -> Array:
     """Codes after each column was visited once."""
     codes = now.codes.swapaxes(1, 2).copy()  # (groups, in, rows): a column lies together
     scale = now.scale.swapaxes(1, 2).copy()
@@ -76,11 +74,10 @@ def sweep(
             unit = scale[:, column]
             move = np.rint(near[:, k] / (unit * curvature[:, column, None]))
             target = codes[:, column] + move
-            low, high = np.float32(qtype.qmin), np.float32(qtype.qmax)
+            target = np.clip(target, qtype.qmin, qtype.qmax)
             if pair_limit is not None and (partner := column ^ 1) < columns:
-                low = np.maximum(low, -pair_limit - codes[:, partner])
-                high = np.minimum(high, pair_limit - codes[:, partner])
-            target = np.clip(target, low, high)
+                other = codes[:, partner]
+                target = np.clip(target, -pair_limit - other, pair_limit - other)
             change = (target - codes[:, column]) * unit
             codes[:, column] = target
             near -= inside[:, :, k, None] * change[:, None]

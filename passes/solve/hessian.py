@@ -6,7 +6,7 @@ Matrices come as the layer's groups see them: W, codes and scales (groups, rows,
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from onnxq.errors import OnnxqError
 from onnxq.qtype import Floats, QTensor, QType, spread
 from onnxq.solver import Layer
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32
 
 
 class Codes(NamedTuple):

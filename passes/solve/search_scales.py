@@ -11,7 +11,6 @@ from onnxq.passes.solve.calibrate import activation_types, probabilities_of_code
 from onnxq.passes.solve.search_activation_scales import Trial, rules, search_ranges
 from onnxq.passes.solve.search_weight_scales import search_weight_scale
 
-from onnxq import graph as g
 from onnxq.graph import Graph
 from onnxq.observe import Histogram, Observer
 from onnxq.pipeline import Context

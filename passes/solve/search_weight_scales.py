@@ -57,21 +57,19 @@ def rounded(layer: Layer, scale: Floats, zero: NDArray[np.generic]) -> QTensor:
 def error_by_scale(difference: Floats, hessian: Floats, qtype: QType) -> NDArray[np.float64]:
     """dHdᵀ of W − Ŵ (out, in), summed over what shares a scale: (), (out,) or (out, blocks)."""
     out, columns = difference.shape
-    block = qtype.group if (qtype.group or -1) > 0 else columns
+    block = columns if qtype.group in (None, -1) else int(qtype.group or 0)
     error = []
     for first in range(0, columns, block):
         part = slice(first, first + block)
         d = difference[:, part].reshape(len(hessian), out // len(hessian), -1)
         error.append(np.sum((d @ hessian[:, part, part]) * d, axis=2, dtype=np.float64).ravel())
     if qtype.group is None:
-        return np.sum(error)
+        return np.asarray(np.sum(error))
     return error[0] if qtype.group == -1 else np.stack(error, axis=1)
 
 
 def _where(better: NDArray[np.bool_], tried: QTensor, best: QTensor) -> QTensor:
-    codes = np.where(
-        spread(better, tried.codes.shape, tried.qtype.group), tried.codes, best.codes
-    )
+    codes = np.where(spread(better, tried.codes.shape, tried.qtype.group), tried.codes, best.codes)
     scale, zero = (
         np.where(better, getattr(tried, part), getattr(best, part)) for part in ("scale", "zero")
     )

@@ -28,7 +28,9 @@ def solved(made: onnx.ModelProto, feeds: Feeds, bits: int = 2) -> tuple[g.Graph,
         step.apply(graph, ctx)
     for name, q in ctx.weights.items():
         coarse = np.rint(q.codes.astype(float) / 2 ** (8 - bits)) * 2 ** (8 - bits)
-        ctx.weights[name] = type(q)(coarse.clip(-127, 127).astype(np.int8), q.scale, q.zero, q.qtype)
+        ctx.weights[name] = type(q)(
+            coarse.clip(-127, 127).astype(np.int8), q.scale, q.zero, q.qtype
+        )
     return graph, ctx
 
 
