@@ -8,6 +8,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import wraps
 from importlib import metadata
 from pathlib import Path
@@ -18,9 +19,11 @@ import onnx
 
 from onnxq import graph as g
 from onnxq import verify
+from onnxq.choose import settle
 from onnxq.errors import OnnxqError
+from onnxq.groups import GroupBy, Grouped, Groups, compare_groups
 from onnxq.layers import count_macs, record_layers
-from onnxq.passes import Assign, FoldBatchNorm, FoldFakeQuant, Normalize, Widen
+from onnxq.passes import Assign, FoldBatchNorm, FoldFakeQuant, Normalize, SpareSlow, Widen
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.fake_quant import is_trained
 from onnxq.pipeline import Pass, Pipeline, Progress, Result
@@ -73,7 +76,9 @@ def quantize(
     batch_size: int = 1,
     seed: int = 0,
     threads: int | None = None,
+    group_by: GroupBy | None = None,
     check: bool = True,
+    latency_check: bool = True,
     write: bool = True,
     custom_ops: Sequence[str | Path] = (),
     progress: Progress = lambda what, done, total: None,
@@ -84,9 +89,13 @@ def quantize(
     `preprocess` prepares a folder of images: a TOML file or its settings as a dict.
     `states` pairs outputs with the inputs that they are in the next run, {output: input}, beside
     the pairs that their names tell; samples may leave such inputs out.
-    `limit` is how many of them calibrate. `output` defaults to `<model>.<preset>.onnx` beside the
-    model. `check=False` leaves the verification out, and the report says so. `write=False` writes
-    no file. `custom_ops` are libraries of operators that the model uses beside the runtime's own.
+    `limit` is how many of them calibrate. `group_by` shows what each group of all the others loses:
+    an array of `samples` beside the inputs, by name, with an entry per sample; "folder" for the
+    sub-folders of images; "module:function" or a function, called with each feed for its label; or
+    a sequence of labels, one per sample. `output` defaults to `<model>.<preset>.onnx` beside the
+    model. `check=False` leaves the verification out, and the report says so. `latency_check=False`
+    quantizes what is slower in integers on this machine too. `write=False` writes no file.
+    `custom_ops` are libraries of operators that the model uses beside the runtime's own.
 
     Raises OnnxqError, with nothing written, for bad input and for a result that does not hold.
     """
@@ -94,6 +103,8 @@ def quantize(
         raise OnnxqError("settings change a preset or a recipe file; a Recipe is final")
     path = Path(model)
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe or preset), settings)
+    if not (check and latency_check):  # what is not run is not timed
+        chosen = replace(chosen, passes=tuple(p for p in chosen.passes if p.name != SpareSlow.name))
     device = target if isinstance(target, Target) else load_target(target)
     place = Path(output) if output else path.with_name(f"{path.stem}.{chosen.name}.onnx")
     _check_paths(path, place)
@@ -112,31 +123,44 @@ def quantize(
     )
     progress("samples", 0, 1)
     sampling = Sampling(path, model_proto, preprocess, states, batch_size, seed, threads)
-    needed = samples is not None or any(step.needs_samples for step in chosen.passes)
+    groups: Groups | None = None
+    if group_by is not None:
+        if not check:
+            raise OnnxqError(
+                "groups of samples are compared with float, which --no-verify leaves out"
+            )
+        groups = Groups(group_by, samples, sampling)
+        samples = groups.source
+    needed = samples is not None or bool(chosen.optional)
+    needed = needed or any(step.needs_samples for step in chosen.passes)
     calibration: Samples | None = None
     unseen: Samples | None = None
     if needed:
         calibration, unseen = _samples(sampling, samples, limit, report)
         report.samples = calibration.description
+    elif check:
+        unseen = _made_up_for_verification(sampling, report)
+    grouped: Grouped | None = None
+    if groups is not None and calibration is not None:
+        drawn = sampling.given(samples, limit + VERIFICATION_SAMPLES)
+        seen = calibration.samples(0, len(calibration)) if report.verification_unseen else 0
+        grouped = groups.beyond(drawn, seen)
     _warn_of_saturation(device, report)
+    options = {"include": tuple(include), "exclude": tuple(exclude), "threads": threads}
+    if chosen.optional:
+        assert calibration is not None
+        chosen = settle(chosen, original, calibration, device, report, options, progress)
+        report.recipe = chosen.text
     result = chosen.pipeline.run(
-        original,
-        calibration,
-        device,
-        report=report,
-        include=tuple(include),
-        exclude=tuple(exclude),
-        threads=threads,
-        progress=progress,
+        original, calibration, device, report=report, unseen=unseen, progress=progress, **options
     )
     record_layers(result, report)
     if check:
         with scratch() as folder:
             staged = folder / "model.onnx"
             result.save(staged)
-            if unseen is None:
-                unseen = _made_up_for_verification(sampling, report)
-            prove(original, result, staged, unseen, report, threads, progress)
+            assert unseen is not None
+            prove(original, result, staged, unseen, report, threads, progress, grouped)
     _finish(result, place, report, write)
     return result
 
@@ -299,12 +323,13 @@ def validate(
     target: str = "cpu",
     seed: int = 0,
     threads: int | None = None,
+    group_by: GroupBy | None = None,
     custom_ops: Sequence[str | Path] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
     """Compare a model with the float model it was made from: outputs, layers, sizes, latency.
 
-    `samples`, `preprocess` and `states` are as for `quantize`.
+    `samples`, `preprocess`, `states` and `group_by` are as for `quantize`.
     """
     device = load_target(target)
     report = Report(
@@ -318,13 +343,17 @@ def validate(
     float_model = load_proto(reference)
     _check_inputs(float_model)
     sampling = Sampling(Path(reference), float_model, preprocess, states, batch_size, seed, threads)
+    groups = Groups(group_by, samples, sampling) if group_by is not None else None
+    grouped: Grouped | None = None
     if samples is None:
         given, kind = sampling.made_up(8)
         report.warn(f"no samples given: compared on {MADE_UP[kind]}")
         report.samples = f"{len(given)} × {MADE_UP[kind]}"
         drawn = sampling.carry(given)
     else:
-        drawn = sampling.carry(sampling.given(samples, limit))
+        given = sampling.given(groups.source if groups else samples, limit)
+        grouped = groups.of(given) if groups else None
+        drawn = sampling.carry(given)
         report.samples = drawn.description
     progress("compare", 0, 3)
     left = Session(reference, threads=threads)
@@ -332,6 +361,9 @@ def validate(
     right = Session(quantized, providers=device.providers, threads=threads, config=config)
     report.outputs = verify.output_records(verify.compare(left, right, drawn))
     report.verification_samples, report.verification_unseen = len(drawn), False
+    if grouped is not None:
+        progress("compare groups", 0, 3)
+        report.groups = compare_groups(left, right, grouped)
     progress("compare layers", 1, 3)
     graphs = g.load(reference), g.load(quantized)
     outputs = {

@@ -168,6 +168,18 @@ States = Annotated[
         "Usual names are recognised. Can be repeated.",
     ),
 ]
+GroupBy = Annotated[
+    str | None,
+    typer.Option(
+        "--group-by",
+        metavar="WHAT",
+        rich_help_panel=RUN,
+        show_default=False,
+        help="Show what each group of samples loses: an array of the .npz with an entry per "
+        "sample, such as a label; folder for the sub-folders of images; or module:function, called "
+        "with each feed for its group.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(
@@ -238,6 +250,7 @@ def quantize(
     data: Data = None,
     preprocess: Preprocess = None,
     state: States = None,
+    group_by: GroupBy = None,
     samples: Annotated[
         int,
         typer.Option(
@@ -257,6 +270,14 @@ def quantize(
             "--no-verify",
             rich_help_panel=RUN,
             help="Write the result without running it and comparing it with the float model.",
+        ),
+    ] = False,
+    no_latency_check: Annotated[
+        bool,
+        typer.Option(
+            "--no-latency-check",
+            rich_help_panel=RUN,
+            help="Also quantize what is slower in integers on this machine.",
         ),
     ] = False,
     preset: Annotated[
@@ -337,11 +358,13 @@ def quantize(
             include=include or (),
             exclude=exclude or (),
             limit=samples,
+            group_by=group_by,
             batch_size=batch_size,
             seed=seed,
             threads=threads,
             custom_ops=custom_ops or (),
             check=not no_verify,
+            latency_check=not no_latency_check,
             progress=progress,
         )
     _deliver(result.report, report, json, quiet)
@@ -357,6 +380,7 @@ def validate(
     data: Data = None,
     preprocess: Preprocess = None,
     state: States = None,
+    group_by: GroupBy = None,
     samples: Annotated[
         int,
         typer.Option(min=1, metavar="N", rich_help_panel=RUN, help="Samples to use, at most."),
@@ -381,6 +405,7 @@ def validate(
             preprocess=preprocess,
             states=_pairs(state),
             limit=samples,
+            group_by=group_by,
             batch_size=batch_size,
             target=target,
             threads=threads,

@@ -102,7 +102,10 @@ class Named:
             ) from error
 
 
-def imported(text: str) -> Callable[[], Iterable[Any]]:
+def imported(
+    text: str, purpose: str = "give samples", returns: str = "yields dicts"
+) -> Callable[..., Any]:
+    """The function `module:function`. The rest is for messages: what it is for and gives."""
     module, _, attribute = text.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -111,16 +114,16 @@ def imported(text: str) -> Callable[[], Iterable[Any]]:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise OnnxqError(
-            f"importing {module!r} for samples failed with {reason}; "
+            f"importing {module!r} to {purpose} failed with {reason}; "
             "run where the module lies, or install it"
         ) from error
     for part in attribute.split("."):
         if not hasattr(function, part):
             near = suggest(part, (name for name in vars(function) if name[0] != "_"))
-            raise OnnxqError(f"{module!r} has no {attribute!r} to give samples{near}")
+            raise OnnxqError(f"{module!r} has no {attribute!r} to {purpose}{near}")
         function = getattr(function, part)
     if not callable(function):
-        raise OnnxqError(f"{text!r} is no function; name one that yields dicts")
+        raise OnnxqError(f"{text!r} is no function; name one that {returns}")
     return function
 
 

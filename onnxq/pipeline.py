@@ -30,6 +30,7 @@ class NodePlan:
     """What becomes of one node.
 
     `inputs` are the slots whose activations are quantized; `output` says whether its result is.
+    `stored` weights are codes in the file alone: the runtime makes them float when it loads it.
     A node left in float has a reason and nothing else.
     """
 
@@ -39,6 +40,7 @@ class NodePlan:
     inputs: tuple[int, ...] = ()
     output: bool = False
     rule: OpRule | None = None
+    stored: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -64,6 +66,7 @@ class Context:
     target: Target
     samples: Samples | None
     report: Report
+    unseen: Samples | None = None  # which nothing is calibrated on: to measure with
     plan: Plan = field(default_factory=Plan)
     stats: dict[str, Any] = field(default_factory=dict)
     weights: Weights = field(default_factory=Weights)

@@ -10,12 +10,14 @@ import onnx
 from onnxq import graph as g
 from onnxq import verify
 from onnxq.errors import OnnxqError, one_line
+from onnxq.groups import Grouped, compare_groups, warn_of_groups
 from onnxq.layers import count_macs
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.fake_quant import without_fake_quant
 from onnxq.pipeline import Progress, Result
 from onnxq.report import Report
 from onnxq.runtime import Session
+from onnxq.sample_checks import compare_ranges, warn_of_ranges
 from onnxq.samples import Samples
 
 VERIFICATION_SAMPLES = 16  # at most; enough to tell models apart, few enough to stay quick
@@ -31,6 +33,7 @@ def prove(
     report: Report,
     threads: int | None,
     progress: Progress,
+    grouped: Grouped | None = None,
 ) -> None:
     """Law 7: checker, session, run, optimizations off and on, comparison with the input model."""
     steps = 5
@@ -52,19 +55,30 @@ def prove(
     if (trained := result.context.float_form) is not None:
         # Training saw the model as written, which optimizations may round otherwise; how much
         # that may change is measured by what its quantization changes.
-        as_written = _session_of(original, threads, optimize=False)
-        said = verify.Recorded(as_written, feeds)
+        plain = _session_of(original, threads, optimize=False)
+        said = verify.Recorded(plain, feeds)
         unquantized = verify.Recorded(_session_of(without_fake_quant(trained), threads), feeds)
     report.outputs = verify.output_records(verify.compare(said, optimized, feeds))
     progress("time both models", 2, steps)
     timed = verify.latency([reference, optimized], feeds[0])
     report.float_latency, report.quantized_latency = timed
     del reference  # large models fit into memory one at a time
-    if result.context.float_form is None and _misread(said, report, threads, feeds[:2]):
+    as_written = trained is not None
+    if not as_written and _misread(said, report, threads, feeds[:2]):
+        as_written = True
         said = unquantized = verify.Recorded(
             Session(report.model, threads=threads, optimize=False), feeds
         )
         report.outputs = verify.output_records(verify.compare(said, optimized, feeds))
+    if grouped is not None:
+        progress("compare groups", 2, steps)
+        reference = (
+            _session_of(original, threads, optimize=False)
+            if as_written
+            else _float_session(result, report, threads)
+        )
+        report.groups = compare_groups(reference, optimized, grouped)
+        del reference
     progress("compare optimizations off and on", 3, steps)
     report.optimizations_sqnr_db = verify.check_optimizations(
         result.to_proto(),
@@ -76,6 +90,7 @@ def prove(
     del optimized
     progress("compare layers", 4, steps)
     _rank(result, report, feeds[:LAYER_SAMPLES])
+    report.ranges = compare_ranges(result, feeds, unseen.synthesised)
     report.verified = True
     warn_of_results(report)
     progress("verify", steps, steps)
@@ -141,6 +156,8 @@ def _rank(result: Result, report: Report, feeds: Sequence[verify.Feed]) -> None:
 
 
 def warn_of_results(report: Report) -> None:
+    warn_of_groups(report)
+    warn_of_ranges(report)
     for output in report.outputs:
         if output.cosine < 0.9:
             worst = report.ranked[0].name if report.ranked else "none measured"

@@ -17,11 +17,15 @@ ENTRY_POINTS = "onnxq.passes"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named pipeline. `text` is the TOML that gives the same pipeline again."""
+    """A named pipeline. `text` is the TOML that gives the same pipeline again.
+
+    `optional` names the passes that are to be kept only where they make the result better.
+    """
 
     name: str
     summary: str
     passes: tuple[Pass, ...]
+    optional: frozenset[str] = frozenset()
 
     @property
     def pipeline(self) -> Pipeline:
@@ -33,6 +37,7 @@ class Recipe:
         for step in self.passes:
             changed = {k: v for k, v in step.settings().items() if v != _default(step, k)}
             rows = [f"{key} = {toml.dump(value)}" for key, value in changed.items()]
+            rows += ["optional = true"] if step.name in self.optional else []
             blocks.append("\n".join(["[[pass]]", f'name = "{step.name}"', *rows]))
         return "\n\n".join(blocks) + "\n"
 
@@ -73,7 +78,12 @@ def parse_recipe(name: str, text: str, settings: Sequence[str] = ()) -> Recipe:
     for setting in settings:
         _apply_setting(rows, setting)
     summary = toml.coerce(summary, str, f"{where}: summary")
-    return Recipe(name, summary, tuple(_build(row) for row in rows))
+    optional = frozenset(
+        str(row.get("name"))
+        for row in rows
+        if toml.coerce(row.pop("optional", False), bool, f"{where}: optional")
+    )
+    return Recipe(name, summary, tuple(_build(row) for row in rows), optional)
 
 
 def pass_types() -> dict[str, metadata.EntryPoint]:

@@ -19,6 +19,20 @@ class PassRecord:
 
 
 @dataclass
+class TrialRecord:
+    """An optional pass that was tried: the outputs' SQNR in dB without it and with it.
+
+    `reason` says why it could not be measured with it.
+    """
+
+    name: str
+    kept: bool
+    without_db: float
+    with_db: float | None
+    reason: str = ""
+
+
+@dataclass
 class LayerRecord:
     """One layer with weights, or one left in float that others were quantized around.
 
@@ -47,6 +61,59 @@ class OutputRecord:
     agreement: float | None = None
 
 
+CLIPPED = 0.001  # share of values; the percentile 99.99 clips a tenth of that by design
+WIDER, NARROWER = 1.5, 0.25  # times the range in calibration
+
+
+@dataclass
+class RangeRecord:
+    """The range that a tensor's codes hold beside what samples showed, in the tensor's own unit.
+
+    `low` to `high` are the lowest and the highest code; `calibration_…` and `validation_…` are the
+    extremes that those samples showed, `…_clipped` the share of their values that lie more than a
+    step outside the codes, `clipped_runs` the runs in validation with any such value. `set_by` is
+    the calibration sample that alone sets the range. `finding` is "" or
+
+    - clipped: more than CLIPPED of the values in validation are;
+    - wider: validation makes the range more than WIDER times as wide;
+    - one sample: of calibration sets the range;
+    - narrower: less than NARROWER of the range is used in validation.
+    """
+
+    tensor: str
+    low: float
+    high: float
+    calibration_low: float
+    calibration_high: float
+    calibration_clipped: float
+    validation_low: float
+    validation_high: float
+    validation_clipped: float
+    clipped_runs: int
+    set_by: int | None = None
+    finding: str = ""
+
+
+@dataclass
+class GroupRecord:
+    """One output on one group of samples, quantized against float.
+
+    `drop` is the mean over the samples of what they lose: 1 − top-1 agreement where the output is
+    class scores, 1 − cosine elsewhere; `error` is its standard error. The others are of all the
+    group's values together. `stands_out`: the group loses much more than the rest.
+    """
+
+    group: str
+    output: str
+    samples: int
+    drop: float
+    error: float
+    agreement: float | None
+    cosine: float
+    sqnr_db: float
+    stands_out: bool = False
+
+
 @dataclass
 class Latency:
     """Milliseconds per inference, interleaved runs of both models."""
@@ -69,8 +136,11 @@ class Report:
     verified: bool = False
     operators: dict[str, int] = field(default_factory=dict)
     passes: list[PassRecord] = field(default_factory=list)
+    trials: list[TrialRecord] = field(default_factory=list)
     layers: list[LayerRecord] = field(default_factory=list)
     outputs: list[OutputRecord] = field(default_factory=list)
+    ranges: list[RangeRecord] = field(default_factory=list)
+    groups: list[GroupRecord] = field(default_factory=list)
     verification_samples: int = 0
     verification_unseen: bool = False
     optimizations_sqnr_db: float | None = None
@@ -117,9 +187,12 @@ class Report:
         data: dict[str, Any] = json.loads(text)
         for key in ("parameters_quantized", "macs_quantized"):
             data.pop(key, None)
-        lists = {"passes": PassRecord, "layers": LayerRecord, "outputs": OutputRecord}
+        lists = {
+            "passes": PassRecord, "trials": TrialRecord, "layers": LayerRecord,
+            "outputs": OutputRecord, "ranges": RangeRecord, "groups": GroupRecord,
+        }  # fmt: skip
         for key, kind in lists.items():
-            data[key] = [kind(**row) for row in data[key]]
+            data[key] = [kind(**row) for row in data.get(key, [])]
         for key in ("float_latency", "quantized_latency"):
             data[key] = Latency(**data[key]) if data[key] else None
         return cls(**data)

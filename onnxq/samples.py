@@ -81,6 +81,11 @@ class Samples:
         return self._source.name
 
     @property
+    def files(self) -> Sequence[Path]:
+        """The file of each sample of the source, from its first on; none where they share one."""
+        return self._source.paths if isinstance(self._source, Images | Folder) else ()
+
+    @property
     def batch(self) -> int:
         """Samples that share a feed."""
         return self._source.batch if isinstance(self._source, Batches) else 1

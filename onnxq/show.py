@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from onnxq.report import Latency, LayerRecord, OutputRecord, Report
+from onnxq.show_samples import show_groups, show_ranges
+from onnxq.tables import (
+    INDENT,
+    TOP,
+    Column,
+    cosine,
+    decibels,
+    heading,
+    milliseconds,
+    percent,
+    print_more,
+    print_table,
+    print_text,
+    print_warnings,
+    quantity,
+)
 
-TOP = 10  # rows of a ranking; the JSON has them all
 PIPED_WIDTH = 100  # columns where there is no terminal and COLUMNS says nothing
-EXACT_DB = 200.0  # what a report says of equal outputs
-INDENT = 2
 
 
 def output_console() -> Console:
@@ -29,61 +39,6 @@ def output_console() -> Console:
     if not console.is_terminal and "COLUMNS" not in console._environ:
         console.width = PIPED_WIDTH
     return console
-
-
-# ── numbers ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def quantity(value: float, unit: str = "") -> str:
-    """Three digits and a prefix.
-
-    >>> quantity(505_347, "B"), quantity(1_823_744), quantity(0)
-    ('505 kB', '1.82 M', '0')
-    """
-    prefixes = ["", "k", "M", "G", "T"]
-    while abs(value) >= 999.5 and len(prefixes) > 1:
-        value /= 1000
-        prefixes.pop(0)
-    whole = prefixes[0] == "" or value >= 99.95
-    number = f"{value:.0f}" if whole else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
-    return f"{number} {prefixes[0]}{unit}".strip()
-
-
-def percent(share: float | None) -> str:
-    """A share in percent; never 0 or 100 unless it is.
-
-    >>> percent(0.0), percent(0.0002), percent(0.123), percent(0.9999), percent(1.0), percent(None)
-    ('0 %', '<0.1 %', '12.3 %', '>99.9 %', '100 %', '–')
-    """
-    if share is None:
-        return "–"
-    if share in (0, 1):
-        return f"{share:.0%}".replace("%", " %")
-    rounded = f"{100 * share:.1f}"
-    if rounded in ("0.0", "100.0"):
-        return "<0.1 %" if rounded == "0.0" else ">99.9 %"
-    return f"{rounded} %"
-
-
-def cosine(value: float) -> str:
-    """Four decimals, more where four would say that outputs are equal which are not.
-
-    >>> cosine(0.98765), cosine(0.999987), cosine(1.0)
-    ('0.9877', '0.99999', '1.0000')
-    """
-    digits = next((d for d in (4, 5, 6, 7) if round(value, d) != 1), 4)
-    return f"{value:.{digits}f}"
-
-
-def decibels(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return "exact" if value >= EXACT_DB else f"{value:.1f} dB"
-
-
-def milliseconds(value: float) -> str:
-    digits = 0 if value >= 99.5 else 1 if value >= 9.95 else 2 if value >= 0.995 else 3
-    return f"{value:.{digits}f} ms"
 
 
 def smaller(before: int, after: int) -> str:
@@ -107,98 +62,6 @@ def _factor(before: float, after: float, words: tuple[str, str, str]) -> str:
     return same if ratio == "1.00" else f"{ratio}× {less if after < before else more}"
 
 
-def shorten(text: str, width: int) -> str:
-    """Cut from the middle: the ends of a name tell more than its inside.
-
-    >>> shorten("/encoder/layer.3/attention/MatMul", 20)
-    '/encoder/…ion/MatMul'
-    """
-    if len(text) <= width:
-        return text
-    tail = (width - 1 + 1) // 2
-    head = width - 1 - tail
-    return text[:head] + "…" + text[len(text) - tail :]
-
-
-# ── tables ───────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class Column:
-    """`cut` columns shorten their cells to fit, `wrap` columns break them over lines."""
-
-    title: str
-    justify: Literal["left", "right"] = "left"
-    fit: Literal["keep", "cut", "wrap"] = "keep"
-
-
-def print_table(
-    console: Console, columns: Sequence[Column], rows: Sequence[Sequence[str]], indent: int = INDENT
-) -> None:
-    """Rows without lines around them, as wide as they need to be and no wider than the console."""
-    room = console.width - indent
-    widths = _widths(columns, rows, room)
-    titles = [column.title for column in columns]
-    lines = [_line(columns, widths, titles)] if any(titles) else []
-    for row in rows:
-        lines += _folded(columns, widths, row)
-    for number, line in enumerate(lines):
-        style = "dim" if number == 0 and any(titles) else ""
-        console.print(Text(" " * indent + line, style=style), soft_wrap=True)
-
-
-def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int) -> list[int]:
-    """What each column needs; flexible ones share what is left."""
-    widths = [
-        max([len(column.title), *(len(row[i]) for row in rows)]) for i, column in enumerate(columns)
-    ]
-    flexible = [i for i, column in enumerate(columns) if column.fit != "keep"]
-    left = room - sum(w for i, w in enumerate(widths) if i not in flexible) - 2 * len(columns) + 2
-    for i in flexible:
-        widths[i] = min(widths[i], max(12, left // len(flexible)))
-    return widths
-
-
-def _folded(columns: Sequence[Column], widths: Sequence[int], row: Sequence[str]) -> list[str]:
-    """A row as one line, or as several where a cell is folded."""
-    cells = [
-        textwrap.wrap(cell, width) or [""] if column.fit == "wrap" else [shorten(cell, width)]
-        for column, width, cell in zip(columns, widths, row, strict=True)
-    ]
-    return [_line(columns, widths, line) for line in zip_longest(*cells, fillvalue="")]
-
-
-def _line(columns: Sequence[Column], widths: Sequence[int], cells: Iterable[str]) -> str:
-    padded = [
-        cell.rjust(width) if column.justify == "right" else cell.ljust(width)
-        for column, width, cell in zip(columns, widths, cells, strict=True)
-    ]
-    return "  ".join(padded).rstrip()
-
-
-def print_text(console: Console, text: str, indent: int = 0, style: str = "") -> None:
-    """Words folded over lines."""
-    for line in textwrap.wrap(text, max(20, console.width - indent)):
-        console.print(Text(" " * indent + line, style=style), soft_wrap=True)
-
-
-def heading(console: Console, title: str, note: str = "") -> None:
-    console.print()
-    line = Text.assemble((title, "bold"), (f"  {note}" if note else "", "dim"))
-    console.print(line, soft_wrap=True)
-
-
-def print_warnings(console: Console, warnings: Iterable[str]) -> None:
-    """One line each where it is piped, so that it can be searched for; folded on a terminal."""
-    label = "warning: "
-    for warning in warnings:
-        fits = console.width - len(label) if console.is_terminal else len(warning)
-        first, *rest = textwrap.wrap(warning, max(20, fits)) or [""]
-        console.print(Text.assemble((label, "bold yellow"), first), soft_wrap=True)
-        for line in rest:
-            console.print(Text(" " * len(label) + line), soft_wrap=True)
-
-
 # ── a run ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -209,7 +72,10 @@ def show_report(report: Report, console: Console) -> None:
     print_warnings(console, report.warnings)
     _show_result(report, console)
     _show_layers(report, console)
+    show_groups(report, console)
+    show_ranges(report, console)
     _show_float(report, console)
+    _show_trials(report, console)
     _show_passes(report, console)
     _show_footer(report, console)
 
@@ -265,7 +131,7 @@ def _show_outputs(report: Report, console: Console) -> None:
     if with_agreement:
         columns.append(Column("top-1 agrees", "right"))
     print_table(console, columns, [_output_row(o, with_agreement) for o in shown])
-    _more(console, len(report.outputs) - len(shown), "output", "closer to float")
+    print_more(console, len(report.outputs) - len(shown), "output", "closer to float")
     console.print(Text("  " + _compared_on(report), style="dim"))
     if report.optimizations_sqnr_db is not None:
         text = f"graph optimizations off and on agree: {decibels(report.optimizations_sqnr_db)}"
@@ -320,7 +186,7 @@ def _show_layers(report: Report, console: Console) -> None:
         for layer in shown
     ]
     print_table(console, columns, rows)
-    _more(console, len(ranked) - len(shown), "layer", "--report FILE.json has them all")
+    print_more(console, len(ranked) - len(shown), "layer", "--report FILE.json has them all")
     note = "error: each layer's share of what all of them, one by one, do to the outputs"
     console.print(Text(f"  {note}", style="dim"))
     if not used[0] and report.preset:
@@ -357,6 +223,8 @@ def form_text(form: str, brief: bool = False) -> str:
     ('int8/channel × uint8', 'uint8', 'int8/channel weights')
     >>> form_text("w s8:channel, a u8a", brief=True), form_text("w s8:channel", brief=True)
     ('int8 × uint8', 'int8')
+    >>> form_text("w s4p:channel, a s8p")
+    'int4/channel 2ⁿ × int8 2ⁿ'
     """
     formats = dict(part.split(" ", 1) for part in form.split(", ") if " " in part)
     weight, activation = (_format_text(formats.get(key, "")) for key in ("w", "a"))
@@ -368,12 +236,14 @@ def form_text(form: str, brief: bool = False) -> str:
 
 
 def _format_text(text: str) -> str:
-    found = re.fullmatch(r"([su])(\d+)(a?)(?::(\w+))?", text)
+    found = re.fullmatch(r"([su])(\d+)(a?)(p?)(?::(\w+))?", text)
     if not found:
         return text
-    sign, bits, asymmetric, group = found.groups()
+    sign, bits, asymmetric, power, group = found.groups()
     lopsided = " asymmetric" if sign == "s" and asymmetric else ""
-    return f"{'int' if sign == 's' else 'uint'}{bits}{f'/{group}' if group else ''}{lopsided}"
+    scales = " 2ⁿ" if power else ""
+    kind = "int" if sign == "s" else "uint"
+    return f"{kind}{bits}{f'/{group}' if group else ''}{lopsided}{scales}"
 
 
 def _show_float(report: Report, console: Console, title: str = "Left float, and why") -> None:
@@ -418,6 +288,25 @@ def _show_passes(report: Report, console: Console) -> None:
     print_table(console, columns, rows)
 
 
+def _show_trials(report: Report, console: Console) -> None:
+    if not report.trials:
+        return
+    heading(console, "Optional passes, by what they do to the outputs' SQNR")
+    rows = [
+        (
+            t.name,
+            f"{t.without_db:.1f} dB",
+            t.reason if t.with_db is None else f"{t.with_db:.1f} dB",
+            "kept" if t.kept else "left out",
+        )
+        for t in report.trials
+    ]
+    columns = [
+        Column("", fit="cut"), Column("without", "right"), Column("with", "right"), Column(""),
+    ]  # fmt: skip
+    print_table(console, columns, rows)
+
+
 def _show_footer(report: Report, console: Console) -> None:
     """How to get the same again."""
     facts = [
@@ -430,11 +319,6 @@ def _show_footer(report: Report, console: Console) -> None:
     ]
     console.print()
     print_text(console, ", ".join(fact for fact in facts if fact), style="dim")
-
-
-def _more(console: Console, count: int, what: str, note: str) -> None:
-    if count > 0:
-        console.print(Text(f"  and {count} more {what}{'s' * (count > 1)}; {note}", style="dim"))
 
 
 # ── a model ──────────────────────────────────────────────────────────────────────────────────────

@@ -95,19 +95,34 @@ Runs = Session | Recorded
 
 def compare(reference: Runs, other: Runs, feeds: Iterable[Feed]) -> dict[str, Comparison]:
     """Every floating-point output that both models have, over the feeds."""
+    found = comparisons(names := shared_outputs(reference, other))
+    for feed in feeds:
+        update(found, reference.run(feed, names), other.run(feed, names))
+    return {name: c for name, c in found.items() if c.reference_energy or c.other_energy}
+
+
+def shared_outputs(reference: Runs, other: Runs) -> list[str]:
     names = [name for name in reference.outputs if name in other.outputs]
     if not names:
         raise OnnxqError(
             f"the models share no output: {', '.join(reference.outputs)} and "
             f"{', '.join(other.outputs)}"
         )
-    found = {name: Comparison(scores=not _is_no_score(name)) for name in names}
-    for feed in feeds:
-        left, right = reference.run(feed, names), other.run(feed, names)
-        for name in names:
-            if left[name].dtype.kind in "fiu" or left[name].dtype.name == "bfloat16":
-                found[name].update(left[name], right[name])
-    return {name: c for name, c in found.items() if c.reference_energy or c.other_energy}
+    return names
+
+
+def comparisons(outputs: Iterable[str]) -> dict[str, Comparison]:
+    """One of each output, of nothing yet."""
+    return {name: Comparison(scores=not _is_no_score(name)) for name in outputs}
+
+
+def update(
+    found: Mapping[str, Comparison], reference: Mapping[str, Array], other: Mapping[str, Array]
+) -> None:
+    """Add what two models said of one feed."""
+    for name, comparison in found.items():
+        if reference[name].dtype.kind in "fiu" or reference[name].dtype.name == "bfloat16":
+            comparison.update(reference[name], other[name])
 
 
 def _is_no_score(output: str) -> bool:

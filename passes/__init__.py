@@ -12,6 +12,7 @@ from onnxq.passes.solve.fold_fake_quant import FoldFakeQuant
 from onnxq.passes.solve.quantize_bias import QuantizeBias
 from onnxq.passes.solve.round_to_nearest import RoundToNearest
 from onnxq.passes.solve.spare_quiet import SpareQuiet
+from onnxq.passes.solve.spare_slow import SpareSlow
 
 __all__ = [
     "Assign",
@@ -25,5 +26,6 @@ __all__ = [
     "QuantizeBias",
     "RoundToNearest",
     "SpareQuiet",
+    "SpareSlow",
     "Widen",
 ]

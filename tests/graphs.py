@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnxq.passes import FoldBatchNorm, Normalize
+from onnxq.passes import FoldBatchNorm, Normalize, SpareSlow
 
 from onnxq import graph as g
 from onnxq.pipeline import Context, Pass, Pipeline, Result
@@ -100,10 +100,10 @@ def pipeline(
     settings: Sequence[str] = (),
     **options: Any,
 ) -> Result:
-    """A preset's passes without the files and the verification around them."""
+    """A preset's passes without the files, the stopwatch and the verification around them."""
     device = target if isinstance(target, Target) else load_target(target)
     samples = samples_of(source, feeds) if feeds else None
-    steps = load_recipe(preset, settings).passes
+    steps = [s for s in load_recipe(preset, settings).passes if s.name != SpareSlow.name]
     return Pipeline(steps).run(g.load(source), samples, device, threads=1, **options)
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,15 @@ from typer.testing import CliRunner, Result
 
 from onnxq import show
 from onnxq.cli import app
-from onnxq.report import Latency, LayerRecord, OutputRecord, PassRecord, Report
+from onnxq.report import (
+    GroupRecord,
+    Latency,
+    LayerRecord,
+    OutputRecord,
+    PassRecord,
+    RangeRecord,
+    Report,
+)
 
 MODELS = Path(__file__).parents[1] / "models"
 DIGITS = MODELS / "digits_cnn.onnx"
@@ -579,13 +588,26 @@ def long_report() -> Report:
         for i in range(12)
     ]  # fmt: skip
     layers.append(LayerRecord("softmax", "Softmax", "float", "it " + "stays float " * 12))
+    ranges = [
+        RangeRecord(
+            layer.name, -1234.5, 987.6, -1234.5, 987.6, 0.0, -0.00123, 0.00123, 0.0015, 5,
+            set_by=117, finding=("clipped", "wider", "one sample", "narrower")[i % 4],
+        )
+        for i, layer in enumerate(layers)
+    ]  # fmt: skip
+    groups = [
+        GroupRecord(f"a group with a long name of its own {i}", name, 1000, 0.001 * i, 0.0123, None,
+                    0.999, 31.5, i > 9)
+        for i in range(12)
+    ]  # fmt: skip
+    groups.append(replace(groups[0], output="another output"))
     return Report(
         model="m.onnx", output="q.onnx", target="cpu", preset="p", samples="x.npz, 9 samples",
         verified=True, passes=[PassRecord("assign", {}, 3, 0.25, 90.0)], layers=layers,
         outputs=[OutputRecord(f"present.{i}", 1 - 10**-i, 10.0 * i, 0.9) for i in range(1, 15)],
         verification_samples=4, float_bytes=4000, quantized_bytes=1000,
         float_latency=Latency(2.0, 1.9, 2.1), quantized_latency=Latency(1.0, 0.9, 1.1),
-        warnings=["a word of " + "warning " * 20],
+        warnings=["a word of " + "warning " * 20], ranges=ranges, groups=groups,
     )  # fmt: skip
 
 
@@ -593,11 +615,17 @@ def test_tables_fit_the_terminal() -> None:
     lines = rendered(long_report(), 80).splitlines()
     tables = [line for line in lines if not line.startswith("warning: ")]
     assert max(map(len, tables)) <= 80
-    ranking = [line for line in lines if "MatMul_[" in line]
+    ranking = [line for line in lines if "MatMul_[" in line and line.endswith("%")]
     assert len(ranking) == 10
     assert all("…" in line for line in ranking)
     assert ranking[0].rstrip().endswith("50.0 %")
     assert any("and 2 more layers" in line for line in lines)
+    assert any("and 3 more tensors" in line for line in lines)
+    assert any("and 3 more rows" in line for line in lines)
+    assert any(line.endswith("sample 117") for line in lines)
+    assert "clips: more than 0.1 % of the values in validation" in "\n".join(lines)
+    first = lines.index(next(line for line in lines if line.startswith("Groups"))) + 2
+    assert lines[first].endswith("stands out")
     assert any("and 4 more outputs" in line for line in lines)
 
 

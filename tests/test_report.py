@@ -2,7 +2,15 @@ import json
 
 import pytest
 
-from onnxq.report import Latency, LayerRecord, OutputRecord, PassRecord, Report
+from onnxq.report import (
+    GroupRecord,
+    Latency,
+    LayerRecord,
+    OutputRecord,
+    PassRecord,
+    RangeRecord,
+    Report,
+)
 
 
 def full() -> Report:
@@ -19,6 +27,8 @@ def full() -> Report:
             LayerRecord("d", "Conv", "w s8", output="d", sqnr_db=5.0, contribution=0.1),
         ],
         outputs=[OutputRecord("y", 0.99, 20.0, 0.9)],
+        ranges=[RangeRecord("x", -1, 1, -1, 1, 0.0, -2, 1, 0.01, 5, None, "clipped")],
+        groups=[GroupRecord("me", "y", 9, 0.1, 0.02, 0.9, 0.99, 20.0, True)],
         float_latency=Latency(2.0, 1.5, 2.5),
         environment={"cpu": "x"},
         warnings=["w"],
@@ -42,6 +52,12 @@ def test_json_returns_as_the_same_report() -> None:
     assert data["parameters_quantized"] == pytest.approx(0.9)
     assert data["quantized_latency"] is None
     assert Report.from_json(report.to_json()) == report
+
+
+def test_a_report_from_before_ranges_and_groups_were_kept_is_read() -> None:
+    data = json.loads(full().to_json())
+    del data["ranges"], data["groups"]
+    assert Report.from_json(json.dumps(data)).groups == []
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "no", '{"passes": [], "layers": [1], "outputs": []}'])

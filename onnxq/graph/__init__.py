@@ -17,6 +17,7 @@ from onnxq.graph.edit import (
 from onnxq.graph.opset import raise_opset
 from onnxq.graph.proto import (
     copy,
+    cut,
     infer_types,
     load,
     minimum_ir_version,
@@ -72,6 +73,7 @@ __all__ = [
     "constant",
     "constants",
     "copy",
+    "cut",
     "dtype",
     "hidden",
     "infer_types",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import onnx.shape_inference
 import onnx_graphsurgeon as gs
 
 from onnxq.errors import OnnxqError, one_line
-from onnxq.graph.edit import constant, name_nodes, name_tensors
+from onnxq.graph.edit import constant, name_nodes, name_tensors, tidy
 from onnxq.graph.walk import (
     Array,
     Graph,
@@ -161,6 +162,22 @@ def copy(graph: Graph) -> Graph:
     if CARRIED in graph.__dict__:
         twin.__dict__[CARRIED] = graph.__dict__[CARRIED]
     return twin
+
+
+def cut(graph: Graph, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Graph:
+    """The part of a graph that makes `outputs` of `inputs`, as a graph of its own.
+
+    `inputs` gives the element type of each.
+    """
+    part = copy(graph)
+    known = part.tensors()
+    for name, kind in inputs.items():
+        known[name].inputs.clear()
+        known[name].dtype, known[name].shape = np.dtype(kind), None
+    part.inputs = [known[name] for name in inputs]
+    part.outputs = [known[name] for name in outputs]
+    tidy(part)
+    return part
 
 
 def set_metadata(graph: Graph, entries: dict[str, str]) -> None:

@@ -14,8 +14,10 @@ from typing import ClassVar
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnxq.passes.lower.codes import eight_bit_codes, eight_bit_zero
 from onnxq.passes.lower.embedding import lower_embedding
 from onnxq.passes.lower.recurrent import lower_recurrent
+from onnxq.passes.lower.stored import lower_stored
 
 from onnxq import graph as g
 from onnxq.graph import Graph, Node
@@ -40,10 +42,12 @@ class Dynamic(Pass):
             writer = _Writer(body, maker, self.per_row)
             for node, plan in ctx.plan.quantized(list(body.nodes)):
                 view = g.weight_view(node)
-                if view is None or view.tensor.name not in ctx.weights:
+                if view is None or plan.weight is None or view.tensor.name not in ctx.weights:
                     continue
                 q = ctx.weights[view.tensor.name]
-                if node.op == "Gather":
+                if plan.stored:
+                    changes += lower_stored(body, node, ctx.weights, maker)
+                elif node.op == "Gather":
                     changes += lower_embedding(body, node, q, maker)
                 elif node.op in g.RECURRENT:
                     changes += lower_recurrent(body, node, plan, ctx.weights, maker)
@@ -80,9 +84,11 @@ class _Writer:
             x, rows = self._normalize_rows(node, x)
         x_codes, x_scale, x_zero = self._quantize(x)
         name = view.tensor.name
-        inputs = [x_codes, self.maker.constant(f"{name}_quantized", codes), x_zero]
+        stored = eight_bit_codes(self.body, name, codes, q.qtype, self.maker)
+        inputs = [x_codes, stored, x_zero]
         if q.zero.any():
-            inputs.append(self.maker.constant(f"{name}_zero_point", q.zero))
+            zero = eight_bit_zero(q.zero, q.qtype)
+            inputs.append(self.maker.constant(f"{name}_zero_point", zero))
         product = self._emit(node, "ConvInteger" if conv else "MatMulInteger", inputs, **attrs)
         real = self._emit(node, "Cast", [product], to=int(onnx.TensorProto.FLOAT))
         alpha = np.float32(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else np.float32(1)

@@ -10,7 +10,8 @@ at the integer next to
 cut to what the format and the bound on pairs allow. E never rises. A sweep visits all columns, as
 many rows at once as there are; it stops when no code moves.
 
-Between sweeps a scale per tensor or channel becomes the best for its codes, s = (wHc) / (cHc).
+Between sweeps a scale per tensor or channel becomes the best for its codes, s = (wHc) / (cHc),
+where it need not be a power of two.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def coordinate_descent(layer: Layer, sweeps: int = 8) -> QTensor:
         now = now._replace(codes=codes)
         if not moved:
             break
-        scale = best_scale(weight, now, hessian, scale)
+        if not layer.qtype.power_of_two:
+            scale = best_scale(weight, now, hessian, scale)
         found = replace(start, codes=from_groups(codes, layer.qtype), scale=scale)
         now = by_group(found, len(hessian))
     return replace(start, codes=from_groups(now.codes, layer.qtype), scale=scale)

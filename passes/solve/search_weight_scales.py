@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from onnxq.passes.solve.round_to_nearest import hold_pairs
+from onnxq.passes.solve.round_to_nearest import POWERS, hold_pairs
 
 from onnxq.qtype import Floats, QTensor, QType, quantize_weight, spread, weight_scale
 from onnxq.solver import Layer
@@ -35,7 +35,9 @@ def search_weight_scale(layer: Layer) -> QTensor:
 
 
 def shares(qtype: QType, pair_limit: int | None) -> NDArray[np.float64]:
-    """Of the range, the whole first, which stays where all are equal."""
+    """Of the range, the whole early: it stays where all are equal."""
+    if qtype.power_of_two:
+        return np.array(POWERS)
     low, high = LOWEST.get(qtype.bits, 0.8), WIDEST if pair_limit else 1.25
     return np.append(1.0, np.linspace(low, high, STEPS))
 

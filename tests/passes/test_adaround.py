@@ -12,7 +12,17 @@ from onnxq.passes.solve.adaround import (
 from onnxq.passes.solve.round_to_nearest import worst_pair
 from rounding import correlated, errors, layer, least_error
 
-FORMATS = ["s8", "s8a", "u8a:channel", "s8:channel", "s4:channel", "u4a:4", "s2:channel"]
+FORMATS = [
+    "s8",
+    "s8a",
+    "u8a:channel",
+    "s8:channel",
+    "s4:channel",
+    "u4a:4",
+    "s2:channel",
+    "s8p:channel",
+    "u4ap",
+]
 
 
 def test_the_gradients_are_those_of_finite_differences() -> None:

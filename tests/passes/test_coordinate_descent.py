@@ -9,7 +9,18 @@ from rounding import errors, layer, least_error
 from onnxq.errors import OnnxqError
 from onnxq.qtype import QTensor
 
-FORMATS = ["s8", "s8a", "u8", "u8a:channel", "s8:channel", "s4:channel", "u4a:4", "s2:channel"]
+FORMATS = [
+    "s8",
+    "s8a",
+    "u8",
+    "u8a:channel",
+    "s8:channel",
+    "s4:channel",
+    "u4a:4",
+    "s2:channel",
+    "s8p:channel",
+    "u4ap",
+]
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -28,6 +39,8 @@ def test_no_row_gets_worse_in_any_format(spec: str, groups: int) -> None:
     assert codes.max() <= made.qtype.qmax
     assert solved.codes.dtype == made.qtype.dtype
     np.testing.assert_array_equal(solved.zero, made.start.zero)
+    if made.qtype.power_of_two:
+        np.testing.assert_array_equal(solved.scale, made.start.scale)
 
 
 def test_no_single_code_could_do_better() -> None:

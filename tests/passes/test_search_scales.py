@@ -17,7 +17,18 @@ from onnxq.pipeline import Context
 from onnxq.qtype import QParams, QType, quantize_weight, weight_scale
 from onnxq.recipe import load_recipe
 
-FORMATS = ["s8", "s8a", "u8a:channel", "s8:channel", "s4:channel", "u4a:4", "s4:5", "s2:channel"]
+FORMATS = [
+    "s8",
+    "s8a",
+    "u8a:channel",
+    "s8:channel",
+    "s4:channel",
+    "u4a:4",
+    "s4:5",
+    "s2:channel",
+    "s8p:channel",
+    "u4ap",
+]
 
 # ── weights ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -28,6 +39,7 @@ def test_each_scale_is_the_best_of_its_candidates(spec: str, groups: int) -> Non
     """Against every candidate in turn, in what shares a scale: a tensor, a row or a block."""
     made = layer(6, 12, spec, groups)
     qtype, found = made.qtype, search_weight_scale(made)
+    assert not qtype.power_of_two or (np.frexp(found.scale)[0] == 0.5).all()
     size = qtype.group if (qtype.group or -1) > 0 else 12
     for first in range(0, 12, size):
         part = slice(first, first + size)
