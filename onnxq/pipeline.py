@@ -85,11 +85,11 @@ class Context:
     solved: set[tuple[str, str]] = field(default_factory=set)  # (pass, weight or layer): final
     lowering: tuple[Pass, ...] = ()  # the passes of this run that write the plan down
 
-    def quantized(self, graph: g.Graph) -> g.Graph:
+    def quantized(self, graph: g.Graph, *, qdq: bool = False) -> g.Graph:
         """What `graph` would become of the present plan, codes and ranges: to measure, on a copy.
 
-        It is in QDQ form: float tensors join its layers, under their names. Neither the graph nor
-        this context is changed.
+        With `qdq`, float tensors join its layers under their names, whatever form is written in
+        the end. Neither the graph nor this context is changed.
         """
         trial = replace(
             self,
@@ -104,7 +104,7 @@ class Context:
         for step in self.lowering:
             step.apply(lowered, trial)
             g.sort(lowered)
-        return trial.qdq_form or lowered
+        return (trial.qdq_form if qdq else None) or lowered
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class BiasCorrect(Pass):
             return 0
         some = ctx.samples.slice(0, self.samples)
         wanted = _means(graph, list(layers), ctx, some)
-        quantized, namer = ctx.quantized(graph), g.Namer(graph)
+        quantized, namer = ctx.quantized(graph, qdq=True), g.Namer(graph)
         for depth in by_depth(quantized, set(layers)):
             now = _means(quantized, depth, ctx, some)
             for name in depth:

@@ -47,7 +47,7 @@ class Trial:
             for name in names
         }
         self.names = [name for name in names if self.power[name]]
-        quantized = ctx.quantized(graph)
+        quantized = ctx.quantized(graph, qdq=True)
         self.inputs = dict(_open_ranges(quantized, ctx.activations))
         self.fixed = dict(ctx.activations)
         model, weights = g.to_proto_without_weights(quantized)
