@@ -3,6 +3,7 @@ import onnx
 import pytest
 from awkward import ZOO
 from graphs import Array, Feeds, context, feeds_of, model, normal, run, samples_of
+from onnxq.passes.lower.qoperator import QOperator
 from onnxq.passes.solve.bias_correct import BiasCorrect, by_depth, takes_bias
 
 from onnxq import graph as g
@@ -36,7 +37,7 @@ def solved(made: onnx.ModelProto, feeds: Feeds, bits: int = 2) -> tuple[g.Graph,
 
 def shifts(expected: g.Graph, graph: g.Graph, ctx: Context) -> list[float]:
     """max |E[y] − E[ŷ]| / deviation of every layer."""
-    quantized, found = ctx.quantized(graph), []
+    quantized, found = ctx.quantized(graph, qdq=True), []
     for node, plan in ctx.plan.quantized(g.walk(expected)):
         if plan.weight is None:
             continue
@@ -76,9 +77,12 @@ def chain() -> tuple[onnx.ModelProto, Feeds]:
     return model(text, **weights), feeds
 
 
-def test_the_mean_of_every_layer_comes_back() -> None:
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+def test_the_mean_of_every_layer_comes_back(form: str) -> None:
+    """Also where the file will hold QLinear operators, which join no float tensors."""
     made, feeds = chain()
     graph, ctx = solved(made, feeds)
+    ctx.lowering += (QOperator(),) if form == "qoperator" else ()
     expected = g.copy(graph)
     before = shifts(expected, graph, ctx)
     assert BiasCorrect().apply(graph, ctx) == 4
