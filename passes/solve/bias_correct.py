@@ -46,6 +46,31 @@ class BiasCorrect(Pass):
     def apply(self, graph: Graph, ctx: Context) -> int:
         if ctx.samples is None:
             raise OnnxqError("the pass 'bias-correct' needs samples, and there are none")
+        layers = self._layers(graph, ctx)
+        if not layers:
+            return 0
+        some = ctx.samples.slice(0, self.samples)
+        wanted = _means(graph, list(layers), ctx, some)
+        quantized, namer = ctx.quantized(graph, qdq=True), g.Namer(graph)
+        done = 0
+        for depth in by_depth(quantized, set(layers)):
+            now = _means(quantized, depth, ctx, some)
+            for name in depth:
+                ctx.progress(self.name, done, len(layers))
+                done += 1
+                ctx.solved.add((self.name, name))
+                shift = wanted[name] - now[name]
+                if not shift.any():  # as in a branch that never ran
+                    continue
+                node, body = layers[name]
+                convolved = node.op in ("Conv", "ConvTranspose")
+                places = len(node.inputs[1].shape) - 2 if convolved else 0
+                add_to_output(quantized, name, shift.reshape(-1, *[1] * places))
+                add_to_bias(node, body, shift, namer)
+        return done
+
+    def _layers(self, graph: Graph, ctx: Context) -> dict[str, tuple[g.Node, Graph]]:
+        """Nodes to correct by name, each with the graph it stands in."""
         hidden = {id(body) for body in g.hidden(graph)}
         layers: dict[str, tuple[g.Node, Graph]] = {}
         without: list[str] = []
@@ -62,33 +87,16 @@ class BiasCorrect(Pass):
         if without:
             others = f" and {len(without) - 1} more" if len(without) > 1 else ""
             ctx.report.warn(f"{without[0]!r}{others}: no bias to correct, and no Add to take one")
-        if not layers:
-            return 0
-        some = ctx.samples.slice(0, self.samples)
-        wanted = _means(graph, list(layers), ctx, some)
-        quantized, namer = ctx.quantized(graph, qdq=True), g.Namer(graph)
-        for depth in by_depth(quantized, set(layers)):
-            now = _means(quantized, depth, ctx, some)
-            for name in depth:
-                ctx.solved.add((self.name, name))
-                ctx.progress(self.name, len(ctx.solved), len(layers))
-                if name in now and name in wanted:
-                    shift = wanted[name] - now[name]
-                    node, body = layers[name]
-                    convolved = node.op in ("Conv", "ConvTranspose")
-                    places = len(node.inputs[1].shape) - 2 if convolved else 0
-                    add_to_output(quantized, name, shift.reshape(-1, *[1] * places))
-                    add_to_bias(node, body, shift, namer)
-        return len(layers)
+        return layers
 
 
 def _means(graph: Graph, names: list[str], ctx: Context, samples: Samples) -> dict[str, Array]:
-    """E[y] of nodes by name, (channels,); of those that never ran, none."""
+    """E[y] of nodes by name, (channels,); of those that never ran, 0."""
     nodes = {node.name: node for node in g.walk(graph) if node.name in names}
     keys = {name: f"{node.outputs[0].name}#mean" for name, node in nodes.items()}
     observers = {keys[name]: Moments(CHANNELS[nodes[name].op]) for name in nodes}
     seen = observe(graph, observers, samples, threads=ctx.threads)
-    return {name: seen[key].mean for name, key in keys.items() if observers[key].count}
+    return {name: seen[key].mean for name, key in keys.items()}
 
 
 # ── in the float graph ───────────────────────────────────────────────────────────────────────────
