@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import onnxq
 from onnxq.cli import app
 from onnxq.errors import OnnxqError
-from onnxq.groups import Losses, stands_out, warn_of_groups
+from onnxq.group_losses import Losses, stands_out, warn_of_groups
 from onnxq.report import GroupRecord, Report
 from onnxq.runtime import Session
 from onnxq.verify import Comparison
