@@ -19,7 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.floating[Any]]
 Codes = NDArray[Any]  # ml_dtypes' 2- and 4-bit integers are no subtype of np.integer
 
-_SPEC = re.compile(r"(?P<sign>[us])(?P<bits>\d+)(?P<asym>a)?(?::(?P<group>channel|\d+))?")
+_SPEC = re.compile(
+    r"(?P<sign>[us])(?P<bits>\d+)(?P<asym>a)?(?P<power>p)?(?::(?P<group>channel|\d+))?"
+)
 
 
 @dataclass(frozen=True)
@@ -27,22 +29,26 @@ class QType:
     """An integer format and what shares one scale.
 
     `group` is None for one scale per tensor, -1 for one per output channel, n for one per block of
-    n neighbours along the input axis.
+    n neighbours along the input axis. With `power_of_two` every scale is one: hardware without a
+    multiplier for scales shifts instead.
 
     >>> QType.parse("s8:channel")      # symmetric, codes -127..127, a scale per output channel
-    QType(bits=8, signed=True, symmetric=True, group=-1)
+    QType(bits=8, signed=True, symmetric=True, group=-1, power_of_two=False)
     >>> QType.parse("u8a")             # asymmetric, codes 0..255, a scale per tensor
-    QType(bits=8, signed=False, symmetric=False, group=None)
+    QType(bits=8, signed=False, symmetric=False, group=None, power_of_two=False)
+    >>> QType.parse("s8p").power_of_two
+    True
     """
 
     bits: int = 8
     signed: bool = True
     symmetric: bool = True
     group: int | None = None
+    power_of_two: bool = False
 
     @classmethod
     def parse(cls, text: str) -> QType:
-        """Read `[u|s]BITS[a][:channel|:BLOCK]`, where `a` stands for asymmetric.
+        """Read `[u|s]BITS[a][p][:channel|:BLOCK]`: `a` is asymmetric, `p` power-of-two scales.
 
         Raises ValueError for anything else.
         """
@@ -57,18 +63,21 @@ class QType:
             signed=match["sign"] == "s",
             symmetric=match["asym"] is None,
             group=None if group is None else int(group),
+            power_of_two=match["power"] is not None,
         )
 
     def __str__(self) -> str:
         group = {None: "", -1: ":channel"}.get(self.group, f":{self.group}")
-        return f"{'s' if self.signed else 'u'}{self.bits}{'' if self.symmetric else 'a'}{group}"
+        marks = ("" if self.symmetric else "a") + ("p" if self.power_of_two else "")
+        return f"{'s' if self.signed else 'u'}{self.bits}{marks}{group}"
 
     @property
     def scheme(self) -> str:
         """In words, for a report: `per channel, symmetric`."""
         groups = {None: "per tensor", -1: "per channel"}
         granularity = groups.get(self.group, f"per block of {self.group}")
-        return f"{granularity}, {'symmetric' if self.symmetric else 'asymmetric'}"
+        power = ", scales powers of two" if self.power_of_two else ""
+        return f"{granularity}, {'symmetric' if self.symmetric else 'asymmetric'}{power}"
 
     @property
     def qmax(self) -> int:
@@ -158,20 +167,30 @@ def scale_and_zero(low: ArrayLike, high: ArrayLike, qtype: QType) -> tuple[Float
     """Scale (float32) and zero point of the ranges [low, high], elementwise.
 
     The range is widened to hold 0, so that padding and ReLU's zeros are exact. A range of nothing
-    but 0 gets scale 1.
+    but 0 gets scale 1. A power of two is the next above, so that nothing clips.
     """
     lo = np.minimum(np.asarray(low, np.float64), 0)
     hi = np.maximum(np.asarray(high, np.float64), 0)
     if qtype.symmetric:
-        scale = np.maximum(-lo, hi) / (qtype.qmax - qtype.middle)
+        scale = _allowed(np.maximum(-lo, hi) / (qtype.qmax - qtype.middle), qtype)
         zero = np.full_like(scale, qtype.middle)
     else:
-        scale = (hi - lo) / (qtype.qmax - qtype.qmin)
+        scale = _allowed((hi - lo) / (qtype.qmax - qtype.qmin), qtype)
         safe = np.where(scale > 0, scale, 1)
         zero = np.clip(np.rint(qtype.qmin - lo / safe), qtype.qmin, qtype.qmax)
     # Below the smallest normal float32 a reciprocal overflows, in the runtime as here.
     scale = np.where(scale < np.finfo(np.float32).tiny, 1.0, scale)
     return np.asarray(scale, np.float32), np.asarray(zero).astype(qtype.dtype)
+
+
+def _allowed(scale: Floats, qtype: QType) -> Floats:
+    return next_power_of_two(scale) if qtype.power_of_two else scale
+
+
+def next_power_of_two(x: ArrayLike) -> Floats:
+    """The least powers of two that are no less than x ≥ 0, elementwise; 0 stays 0."""
+    mantissa, exponent = np.frexp(np.asarray(x, np.float64))  # x = mantissa · 2^exponent
+    return np.ldexp(np.where(mantissa > 0.5, 1.0, mantissa), exponent)
 
 
 def quantize(x: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], qtype: QType) -> Codes:

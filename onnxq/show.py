@@ -223,6 +223,8 @@ def form_text(form: str, brief: bool = False) -> str:
     ('int8/channel × uint8', 'uint8', 'int8/channel weights')
     >>> form_text("w s8:channel, a u8a", brief=True), form_text("w s8:channel", brief=True)
     ('int8 × uint8', 'int8')
+    >>> form_text("w s4p:channel, a s8p")
+    'int4/channel 2ⁿ × int8 2ⁿ'
     """
     formats = dict(part.split(" ", 1) for part in form.split(", ") if " " in part)
     weight, activation = (_format_text(formats.get(key, "")) for key in ("w", "a"))
@@ -234,12 +236,14 @@ def form_text(form: str, brief: bool = False) -> str:
 
 
 def _format_text(text: str) -> str:
-    found = re.fullmatch(r"([su])(\d+)(a?)(?::(\w+))?", text)
+    found = re.fullmatch(r"([su])(\d+)(a?)(p?)(?::(\w+))?", text)
     if not found:
         return text
-    sign, bits, asymmetric, group = found.groups()
+    sign, bits, asymmetric, power, group = found.groups()
     lopsided = " asymmetric" if sign == "s" and asymmetric else ""
-    return f"{'int' if sign == 's' else 'uint'}{bits}{f'/{group}' if group else ''}{lopsided}"
+    scales = " 2ⁿ" if power else ""
+    kind = "int" if sign == "s" else "uint"
+    return f"{kind}{bits}{f'/{group}' if group else ''}{lopsided}{scales}"
 
 
 def _show_float(report: Report, console: Console, title: str = "Left float, and why") -> None:

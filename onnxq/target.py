@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -17,6 +18,45 @@ from onnxq.graph import is_depthwise, weight_view
 from onnxq.qtype import QType
 
 Form = Literal["static", "dynamic"]
+
+_FORMAT = re.compile(r"(?:w(\d+))?(?:a(\d+))?")
+_SINCE = {2: 25, 4: 21, 16: 21}  # bits → the opset whose DequantizeLinear takes them
+
+
+@dataclass(frozen=True)
+class Format:
+    """Widths of weights and of activations, in bits; None stays float.
+
+    >>> Format.parse("w4a8"), Format.parse("w8"), str(Format.parse("float"))
+    (Format(weight_bits=4, activation_bits=8), Format(weight_bits=8, activation_bits=None), 'float')
+    """
+
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Format:
+        """Read `wBITSaBITS`, either half alone, or `float`. Raises ValueError for anything else."""
+        match = _FORMAT.fullmatch("" if text == "float" else text)
+        if match is None or not text:
+            raise ValueError(
+                f"{text!r} is no format; write for example w8a8, w4a8, w8 (weights alone), a8 "
+                "(activations alone) or float"
+            )
+        return cls(*(None if bits is None else int(bits) for bits in match.groups()))
+
+    def __str__(self) -> str:
+        halves = (("w", self.weight_bits), ("a", self.activation_bits))
+        return "".join(f"{key}{bits}" for key, bits in halves if bits is not None) or "float"
+
+    @property
+    def opset(self) -> int:
+        """The least that can say it. Activations below 8 bits are 8-bit codes that use few."""
+        weight, activation = self.weight_bits or 8, max(self.activation_bits or 8, 8)
+        return max(_SINCE.get(weight, 1), _SINCE.get(activation, 1))
+
+
+W8A8 = Format(8, 8)
 
 
 @dataclass(frozen=True)
@@ -38,9 +78,19 @@ class OpRule:
     constant_weight: bool | None = None
     batched: bool | None = None
 
-    def has_bits(self, activation_bits: int) -> bool:
-        """Whether activations are of this width, or of no matter to the rule."""
-        return self.activation is None or self.activation.bits == activation_bits
+    def takes(self, format: Format) -> bool:
+        """Whether it is of these widths, and something is left of it."""
+        widths = (self.weight, format.weight_bits), (self.activation, format.activation_bits)
+        fits = all(q is None or bits is None or q.bits == bits for q, bits in widths)
+        return fits and any(q is not None and bits is not None for q, bits in widths)
+
+    def only(self, format: Format) -> OpRule:
+        """Without what the format leaves float. Pairs of products in 16 bits come of two halves."""
+        if format.weight_bits is None:
+            return replace(self, weight=None, pair_limit=None)
+        if format.activation_bits is None:
+            return replace(self, activation=None, pair_limit=None)
+        return self
 
     def matches(self, node: gs.Node) -> bool:
         if self.depthwise is not None and self.depthwise != is_depthwise(node):
@@ -70,23 +120,35 @@ class Target:
         """Whether this machine is of the target's kind: what is timed here holds there."""
         return not self.machines or platform.machine().lower() in self.machines
 
-    def rule(self, node: gs.Node, form: Form, activation_bits: int = 8) -> OpRule | None:
-        """The first rule that takes this node in this form, with activations of so many bits."""
-        rules = (r for r in self.ops.get(node.op, ()) if r.form == form)
-        return next((r for r in rules if r.has_bits(activation_bits) and r.matches(node)), None)
+    def rule(self, node: gs.Node, form: Form, format: Format = W8A8) -> OpRule | None:
+        """The first rule that takes this node in this form and these widths."""
+        rules = (r for r in self.ops.get(node.op, ()) if r.form == form and r.takes(format))
+        return next((rule.only(format) for rule in rules if rule.matches(node)), None)
 
-    def activation_bits(self, form: Form) -> set[int]:
-        """The widths of activations that some rule of this form takes."""
-        rules = (rule for rules in self.ops.values() for rule in rules if rule.form == form)
-        return {rule.activation.bits for rule in rules if rule.activation is not None}
+    def formats(self, form: Form) -> set[Format]:
+        """Every format that some rule of this form takes.
 
-    def why_float(self, node: gs.Node, form: Form) -> str:
+        Weights or activations alone are left of a static rule; a dynamic one multiplies codes.
+        """
+        rules = [rule for rules in self.ops.values() for rule in rules if rule.form == form]
+        found = {
+            Format(r.weight.bits, r.activation.bits) for r in rules if r.weight and r.activation
+        }
+        if form == "static":
+            found |= {Format(rule.weight.bits, None) for rule in rules if rule.weight}
+            found |= {Format(None, rule.activation.bits) for rule in rules if rule.activation}
+        return found
+
+    def why_float(self, node: gs.Node, form: Form, format: Format = W8A8) -> str:
         """Why no rule takes this node, for the report."""
         for key in (f"{form} {node.op}", node.op):
             if reason := self.left_float.get(key):
                 return reason
-        if any(r.form == form for r in self.ops.get(node.op, ())):
+        rules = [rule for rule in self.ops.get(node.op, ()) if rule.form == form]
+        if any(rule.takes(format) for rule in rules):
             return f"{self.name} has a rule for {node.op}, but not of this shape"
+        if rules:
+            return f"{self.name} has no {form} rule for {node.op} as {format}"
         return f"{self.name} has no {form} integer form of {node.op}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,8 +11,9 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx
 from awkward import Case
-from graphs import Array, Feeds, pipeline, run, sqnr
+from graphs import Array, Feeds, context, pipeline, run, sqnr
 from hypothesis import strategies as st
+from onnxq.passes import FoldBatchNorm, Normalize, Widen
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
@@ -22,6 +24,8 @@ T = TypeVar("T")
 Shape = tuple[int, ...]
 LEAST_COSINE = 0.98
 LEAST_SQNR = 20.0  # dB, between graph optimizations off and on
+SCHEMES = ("int8-per-tensor", "int8-symmetric", "int8-power-of-two")
+FORMATS = ("w8a8", "w4a8", "w8a16", "w4a16", "w8a4", "w8", "a8", "float")
 REFUSALS = ("nothing in this model can be quantized",)
 
 
@@ -378,14 +382,58 @@ def check_preset(case: Case, preset: str) -> str:
             assert np.square(on - want).sum() <= 4 * np.square(off - want).sum(), key
         close = close and cosine(on, want) >= LEAST_COSINE
     if not close:
-        check_finely(case, expected, graph)
+        check_finely(case, expected, graph, preset)
     return "quantized"
 
 
-def check_finely(case: Case, expected: list[dict[str, Array]], coarse: g.Graph) -> None:
+def check_mixed(case: Case, seed: int) -> str:
+    """Every node in a format of its own: each activation is read in the one that was planned, and
+    with graph optimizations the model means what it means without.
+    """
+    graph, ctx = g.load(case.model), context()
+    for step in (Widen(), Normalize(), FoldBatchNorm()):
+        step.apply(graph, ctx)
+    rng = np.random.default_rng(seed)
+    layers = json.dumps([f"{node.name}={rng.choice(FORMATS)}" for node in g.walk(graph)])
+    try:
+        result = pipeline(case.model, case.feeds, settings=[f"assign.layers={layers}"])
+    except OnnxqError as error:
+        if any(reason in str(error) for reason in REFUSALS):
+            return "refused"
+        raise
+    onnx.checker.check_model(result.to_proto(), full_check=True)
+    for node, plan in result.context.plan.quantized(g.walk(result.graph)):
+        for slot in plan.inputs if plan.activation else ():
+            maker = g.producer(node.inputs[slot])
+            if maker is not None and maker.op == "Clip" and plan.weight is None:
+                maker = g.producer(maker.inputs[0])
+            assert maker is not None, node.name
+            assert maker.op == "DequantizeLinear", node.name
+            wide = 16 if plan.activation.bits == 16 else 8
+            assert maker.inputs[2].dtype == np.dtype(f"u{wide // 8}"), node.name
+    for feed in case.feeds:
+        want, off, on = (
+            run(source, feed, optimize)
+            for source, optimize in (
+                (case.model, False),
+                (result.graph, False),
+                (result.graph, True),
+            )
+        )
+        for key in want:
+            if off[key].any() and sqnr(on[key], off[key]) < LEAST_SQNR:
+                noise = [np.square(said[key] - want[key]).sum() for said in (on, off)]
+                assert noise[0] <= 4 * noise[1], key
+    return "quantized"
+
+
+def check_finely(
+    case: Case, expected: list[dict[str, Array]], coarse: g.Graph, preset: str
+) -> None:
     """Sixteen bits say the same to 30 dB; where that is out of reach, 20 dB better than eight."""
-    settings = ["calibrate.method=minmax", "assign.activation_bits=16"]
-    fine = pipeline(case.model, case.feeds, "int8-static", fine_target(), settings).graph
+    settings = ["calibrate.method=minmax", "assign.format=w16a16"]
+    scheme = preset if preset in SCHEMES else "int8-static"
+    fine = pipeline(case.model, case.feeds, scheme, fine_target(), settings).graph
     for key in expected[0]:
         want, eight, sixteen = (
             np.concatenate([np.ravel(said[key]) for said in run]).astype(np.float64)

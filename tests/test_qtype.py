@@ -22,7 +22,8 @@ from onnxq.qtype import (
     weight_scale,
 )
 
-FORMATS = ["u8", "u8a", "s8", "s8a", "u4", "u4a", "s4", "s4a", "u16", "u16a", "s16", "s16a", "s2a"]
+PLAIN = ["u8", "u8a", "s8", "s8a", "u4", "u4a", "s4", "s4a", "u16", "u16a", "s16", "s16a", "s2a"]
+FORMATS = [*PLAIN, *(f"{text}p" for text in PLAIN)]
 ENDS = st.floats(-1e4, 1e4, width=32).filter(lambda v: v == 0 or abs(v) > 1e-3)
 
 
@@ -38,6 +39,13 @@ ENDS = st.floats(-1e4, 1e4, width=32).filter(lambda v: v == 0 or abs(v) > 1e-3)
         ("u4a:32", QType(4, False, False, 32), (0, 15), "per block of 32, asymmetric"),
         ("u8", QType(8, False, True, None), (1, 255), "per tensor, symmetric"),
         ("s2:16", QType(2, True, True, 16), (-1, 1), "per block of 16, symmetric"),
+        (
+            "s8p:channel",
+            QType(8, True, True, -1, True),
+            (-127, 127),
+            "per channel, symmetric, scales powers of two",
+        ),
+        ("u4ap:32", QType(4, False, False, 32, True), (0, 15), None),
         ("s32:channel", QType(32, True, True, -1), (-(2**31) + 1, 2**31 - 1), None),
     ],
 )
@@ -53,7 +61,22 @@ def test_a_format_is_read_written_and_bounded(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "8", "i8", "s7", "s8b", "u8:", "u8:channels", "s8:-1", "s64", "s8 ", "S8", "s8:1.5"],
+    [
+        "",
+        "8",
+        "i8",
+        "s7",
+        "s8b",
+        "u8:",
+        "u8:channels",
+        "s8:-1",
+        "s64",
+        "s8 ",
+        "S8",
+        "s8:1.5",
+        "s8pa",
+        "s8:channelp",
+    ],
 )
 def test_what_is_no_format_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match=r"no number format.*s8:channel") as error:
@@ -107,6 +130,16 @@ def test_zero_is_exact_and_the_range_covers_what_was_asked(
     assert params.range[1] >= high - step / 2 - 1e-6 * abs(high) or high < 0
     if qtype.symmetric:
         assert params.range[0] == -params.range[1]
+
+
+@pytest.mark.parametrize("text", PLAIN)
+@given(ENDS, ENDS)
+def test_a_power_of_two_is_the_next_above_the_range_s_own_scale(
+    text: str, low: float, high: float
+) -> None:
+    plain, power = (scale_and_zero(low, high, QType.parse(t))[0] for t in (text, f"{text}p"))
+    assert np.frexp(power)[0] == 0.5
+    assert plain * (1 - 1e-6) <= power < 2 * plain * (1 + 1e-6)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 0), (0, 1e-45), (-1e-39, 1e-39)])

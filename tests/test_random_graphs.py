@@ -3,9 +3,10 @@
 import pytest
 from awkward import Case
 from hypothesis import HealthCheck, given, settings
-from random_graphs import check_preset, random_graphs
+from hypothesis import strategies as st
+from random_graphs import SCHEMES, check_mixed, check_preset, random_graphs
 
-PRESETS = ("int8-static", "int8-dynamic", "int16x8", "int8-static-qoperator")
+PRESETS = ("int8-static", "int8-dynamic", "int16x8", "int8-static-qoperator", *SCHEMES, "w4a8")
 EXAMPLES = 500
 
 
@@ -19,3 +20,14 @@ EXAMPLES = 500
 @given(case=random_graphs())
 def test_a_random_graph_is_quantized_or_refused_with_a_reason(preset: str, case: Case) -> None:
     assert check_preset(case, preset) in ("quantized", "refused")
+
+
+@settings(
+    max_examples=EXAMPLES // 4,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+@given(case=random_graphs(), seed=st.integers(0, 99))
+def test_every_node_of_a_random_graph_may_have_a_format_of_its_own(case: Case, seed: int) -> None:
+    assert check_mixed(case, seed) in ("quantized", "refused")

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_graphsurgeon as gs
@@ -8,7 +9,7 @@ from onnxq import graph as g
 from onnxq import target as targets
 from onnxq.errors import OnnxqError
 from onnxq.qtype import QType
-from onnxq.target import detect, load_target, target_names, target_text
+from onnxq.target import Format, detect, load_target, target_names, target_text
 
 MINE = """
 summary = "mine"
@@ -55,7 +56,7 @@ def test_targets_without_vnni_bound_the_pairs_of_every_kernel_that_adds_in_16_bi
 ) -> None:
     for op in ("Conv", "Gemm", "MatMul"):
         for rule in load_target(name).ops[op]:
-            if rule.weight is not None and not rule.depthwise and rule.has_bits(8):
+            if rule.weight is not None and not rule.depthwise and rule.takes(STANDARD):
                 assert rule.pair_limit == 128, (op, rule.form)
                 assert rule.activation == QType.parse("u8a")
 
@@ -151,27 +152,69 @@ def test_auto_reads_the_machine(
     assert load_target("auto").name == expected
 
 
+WIDE, STANDARD, NARROW = Format(8, 16), Format(8, 8), Format(4, 8)
+
+
 @pytest.mark.parametrize("name", target_names())
-def test_every_target_has_16_bit_rules_for_the_products_it_has_8_bit_rules_for(name: str) -> None:
+def test_every_target_has_16_and_4_bit_rules_for_the_products_it_has_8_bit_rules_for(
+    name: str,
+) -> None:
     target = load_target(name)
-    assert target.activation_bits("static") == {8, 16}
-    assert target.activation_bits("dynamic") == {8}
+    assert target.formats("static") == {
+        *(Format(w, a) for w in (4, 8) for a in (8, 16)), Format(8, 4),
+        *(Format(w, None) for w in (4, 8)), *(Format(None, a) for a in (4, 8, 16)),
+    }  # fmt: skip
+    assert target.formats("dynamic") == {STANDARD, NARROW}
     for op in ("Conv", "Gemm", "MatMul"):
         shapes = {
-            bits: {
-                r.constant_weight for r in target.ops[op] if r.form == "static" and r.has_bits(bits)
+            format: {
+                (r.constant_weight, r.batched)
+                for r in target.ops[op]
+                if r.form == "static" and r.takes(format) and not r.depthwise
             }
-            for bits in (8, 16)
+            for format in target.formats("static")
+            if format.weight_bits and format.activation_bits
         }
-        assert shapes[16] - {None} == shapes[8] - {None}
+        for format, found in shapes.items():
+            assert found == shapes[STANDARD], (op, format)
 
 
-def test_a_rule_is_taken_by_the_width_of_its_activations() -> None:
+def test_a_rule_is_taken_by_its_widths() -> None:
     target = load_target("cpu")
     node = gs.Node("Add", inputs=[gs.Variable("a"), gs.Variable("b")])
-    for bits in (8, 16):
-        rule = target.rule(node, "static", bits)
+    for bits in (4, 8, 16):
+        rule = target.rule(node, "static", Format(8, bits))
         assert rule is not None
         assert rule.activation is not None
         assert rule.activation.bits == bits
-    assert target.rule(node, "static", 4) is None
+    assert target.rule(node, "static", Format(8, 2)) is None
+    assert target.rule(node, "static", Format(8, None)) is None
+
+
+def test_a_format_of_one_half_leaves_the_other_float_and_pairs_unbound() -> None:
+    target = load_target("cpu")
+    node = next(n for n in g.load(residual().model).nodes if n.name == "a")
+    both, weights, activations, neither = (
+        target.rule(node, "static", Format.parse(text)) for text in ("w8a8", "w8", "a8", "float")
+    )
+    assert both is not None
+    assert both.pair_limit == 128
+    assert weights == replace(both, activation=None, pair_limit=None)
+    assert activations == replace(both, weight=None, pair_limit=None)
+    assert neither is None
+
+
+@pytest.mark.parametrize("text", ["w8a8", "w4a8", "w8a16", "w4a16", "w8a4", "w8", "a8", "float"])
+def test_a_format_reads_what_it_writes(text: str) -> None:
+    assert str(Format.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "8", "w", "a8w8", "w8 a8", "w8a8 ", "W8A8", "int8", "wa"])
+def test_what_is_no_format_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ValueError, match="for example w8a8"):
+        Format.parse(text)
+
+
+def test_a_format_knows_the_opset_that_can_say_it() -> None:
+    least = {"w8a8": 1, "w8a4": 1, "float": 1, "w4a8": 21, "w8a16": 21, "w4": 21, "w2a8": 25}
+    assert {text: Format.parse(text).opset for text in least} == least

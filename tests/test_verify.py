@@ -207,7 +207,7 @@ def test_a_planted_outlier_in_the_weights_comes_first(outlier: int, tmp_path: Pa
         samples=case.feeds,
         target=target,
         write=False,
-        settings=["assign.activation_bits=16"],
+        settings=["assign.format=w8a16"],
     )
     ranked = result.report.ranked
     assert len(ranked) == 5

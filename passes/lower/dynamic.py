@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnxq.passes.lower.codes import eight_bit_codes, eight_bit_zero
 from onnxq.passes.lower.embedding import lower_embedding
 from onnxq.passes.lower.recurrent import lower_recurrent
 from onnxq.passes.lower.stored import lower_stored
@@ -41,7 +42,7 @@ class Dynamic(Pass):
             writer = _Writer(body, maker, self.per_row)
             for node, plan in ctx.plan.quantized(list(body.nodes)):
                 view = g.weight_view(node)
-                if view is None or view.tensor.name not in ctx.weights:
+                if view is None or plan.weight is None or view.tensor.name not in ctx.weights:
                     continue
                 q = ctx.weights[view.tensor.name]
                 if plan.stored:
@@ -83,9 +84,11 @@ class _Writer:
             x, rows = self._normalize_rows(node, x)
         x_codes, x_scale, x_zero = self._quantize(x)
         name = view.tensor.name
-        inputs = [x_codes, self.maker.constant(f"{name}_quantized", codes), x_zero]
+        stored = eight_bit_codes(self.body, name, codes, q.qtype, self.maker)
+        inputs = [x_codes, stored, x_zero]
         if q.zero.any():
-            inputs.append(self.maker.constant(f"{name}_zero_point", q.zero))
+            zero = eight_bit_zero(q.zero, q.qtype)
+            inputs.append(self.maker.constant(f"{name}_zero_point", zero))
         product = self._emit(node, "ConvInteger" if conv else "MatMulInteger", inputs, **attrs)
         real = self._emit(node, "Cast", [product], to=int(onnx.TensorProto.FLOAT))
         alpha = np.float32(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else np.float32(1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnxq.passes.lower.codes import eight_bit_codes
 
 from onnxq import graph as g
 from onnxq.qtype import QTensor
@@ -29,7 +30,7 @@ def lower_embedding(body: g.Graph, node: g.Node, q: QTensor, maker: g.Maker) -> 
             maker.emit(body, "Gather", [stored, ids], node.name, axis=0) if values.ndim else stored
         )
 
-    codes = maker.constant(f"{table.name}_quantized", q.codes.reshape(table.shape))
+    codes = eight_bit_codes(body, table.name, q.codes.reshape(table.shape), q.qtype, maker)
     real = maker.emit(
         body, "Cast", [maker.emit(body, "Gather", [codes, ids], node.name, axis=0)], node.name,
         to=int(onnx.helper.np_dtype_to_tensor_dtype(dtype)),

@@ -3,6 +3,10 @@
 Every provider of ONNX Runtime reads this form and fuses it into its own integer kernels. A weight
 becomes integer codes behind a DequantizeLinear; an activation passes a QuantizeLinear and a
 DequantizeLinear. Where a kernel hands on codes, all readers of its output go through the pair.
+
+Activations of fewer than 8 bits are 8-bit codes, clipped between the two to those few that they
+may take: no kernel of onnxruntime takes less than 8 bits, and with a packed type it refuses the
+model, while a Clip of codes leaves the operators around it fused.
 """
 
 from __future__ import annotations
@@ -12,9 +16,11 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnxq.passes.lower.codes import eight_bit_codes, eight_bit_zero
 from onnxq.passes.lower.embedding import lower_embedding
 from onnxq.passes.lower.recurrent import dequantized_matrix, lower_recurrent
 from onnxq.passes.lower.stored import lower_stored
+from onnxq.passes.solve.assign import MOVERS
 from onnxq.passes.solve.quantize_bias import bias_key
 
 from onnxq import graph as g
@@ -34,9 +40,11 @@ class InsertQDQ(Pass):
         maker, changes = g.Maker(graph), 0
         source: dict[str, str] = {}
         for body in list(g.subgraphs(graph)):  # outermost first
-            writer, nodes = _Writer(body, ctx, maker, source), list(body.nodes)
+            writer, nodes = _Writer(graph, body, ctx, maker, source), list(body.nodes)
+            kept_float = [node for node in nodes if _is_fused_unasked(node, ctx)]
             changes += sum(writer.node(*planned) for planned in ctx.plan.quantized(nodes))
             changes += writer.activations()
+            changes += sum(map(writer.shield, kept_float))
         g.tidy(graph)
         return changes
 
@@ -47,13 +55,16 @@ class _Writer:
     `source` is what each pair's output stands for, those of enclosing graphs included.
     """
 
-    def __init__(self, body: Graph, ctx: Context, maker: g.Maker, source: dict[str, str]) -> None:
-        self.body, self.ctx, self.maker, self.source = body, ctx, maker, source
+    def __init__(
+        self, graph: Graph, body: Graph, ctx: Context, maker: g.Maker, source: dict[str, str]
+    ) -> None:
+        self.graph, self.body, self.ctx, self.maker = graph, body, ctx, maker
+        self.source = source
         self.dequantized: dict[str, gs.Variable] = {}  # weight or activation → its DQ output
 
     def node(self, node: Node, plan: NodePlan) -> int:
         view = g.weight_view(node)
-        if view is None or view.tensor.name not in self.ctx.weights:
+        if view is None or plan.weight is None or view.tensor.name not in self.ctx.weights:
             return 0
         codes = self.ctx.weights[view.tensor.name]
         if plan.stored:
@@ -62,10 +73,12 @@ class _Writer:
             return lower_embedding(self.body, node, codes, self.maker)
         if node.op in g.RECURRENT:
             return lower_recurrent(self.body, node, plan, self.ctx.weights, self.maker)
-        if view.tensor.name not in self.dequantized:
-            self.dequantized[view.tensor.name] = self._weight(view, codes)
+        alone = plan.activation is None
+        known = f"{view.tensor.name} alone" if alone else view.tensor.name
+        if known not in self.dequantized:
+            self.dequantized[known] = self._weight(view, codes, alone)
         key = bias_key(node)
-        node.inputs[view.slot] = self.dequantized[view.tensor.name]
+        node.inputs[view.slot] = self.dequantized[known]
         if key is not None and key in self.ctx.weights:
             node.inputs[2] = self._bias(key, self.ctx.weights[key])
         return 1
@@ -86,6 +99,25 @@ class _Writer:
                     changes += 1
         return changes
 
+    def shield(self, node: Node) -> int:
+        """A Clip at the ends of float32, which changes nothing, between codes and a node that is
+        to work on floats.
+        """
+        maker = g.producer(node.inputs[0])
+        while maker is not None and maker.op in MOVERS:
+            maker = g.producer(maker.inputs[0])
+        if maker is None or maker.op != "DequantizeLinear":
+            return 0
+        limits = np.finfo(np.float32)
+        ends = {"lowest": limits.min, "largest": limits.max}
+        bounds = [
+            self.maker.constant(f"{name}_float", np.asarray(value)) for name, value in ends.items()
+        ]
+        x = node.inputs[0]
+        node.inputs[0] = self.maker.emit(self.body, "Clip", [x, *bounds], node.name)
+        node.inputs[0].dtype = x.dtype
+        return 1
+
     def _everywhere(self, tensor: gs.Variable) -> int:
         if tensor.name not in self.ctx.activations or tensor.name in self.dequantized:
             return 0
@@ -99,14 +131,14 @@ class _Writer:
             maker.inputs.clear()
             maker.outputs.clear()
             self.body.nodes.remove(maker)
-            self._quantize_dequantize(raw, params, tensor)
+            self._quantize_dequantize(raw, params, tensor, tensor.name)
             self.dequantized[tensor.name] = tensor
             return 1
         if g.is_output(self.body, tensor):
             # The model's output keeps its name and is what comes out of the pair.
             raw = gs.Variable(self.maker.name(f"{tensor.name}_raw"), dtype=tensor.dtype)
             maker.outputs[maker.outputs.index(tensor)] = raw
-            self._quantize_dequantize(raw, params, tensor)
+            self._quantize_dequantize(raw, params, tensor, tensor.name)
             self.dequantized[tensor.name] = tensor
             return 1
         for reader in readers:
@@ -120,21 +152,36 @@ class _Writer:
         name = self._name(tensor)
         if name not in self.dequantized:
             out = gs.Variable(self.maker.name(f"{name}_dequantized"), dtype=tensor.dtype)
-            self._quantize_dequantize(tensor, self.ctx.activations[name], out)
+            maker = g.producer(tensor)
+            origin = tensor
+            if maker is not None and maker.op == "Identity":  # a copy for another format
+                origin = maker.inputs[0]
+            self._quantize_dequantize(origin, self.ctx.activations[name], out, name)
             self.dequantized[name], self.source[out.name] = out, name
         return self.dequantized[name]
 
-    def _quantize_dequantize(self, x: gs.Variable, params: QParams, out: gs.Variable) -> None:
-        name = self._name(x)
+    def _quantize_dequantize(
+        self, x: gs.Variable, params: QParams, out: gs.Variable, name: str
+    ) -> None:
+        qtype = params.qtype
         scale = self.maker.constant(f"{name}_scale", params.scale)
-        zero = self.maker.constant(f"{name}_zero_point", params.zero)
+        zero = self.maker.constant(f"{name}_zero_point", eight_bit_zero(params.zero, qtype))
         codes = self.maker.emit(self.body, "QuantizeLinear", [x, scale, zero], name)
+        if qtype.bits < 8:
+            ends = [np.asarray(end, zero.dtype) for end in (qtype.qmin, qtype.qmax)]
+            bounds = [self.maker.constant(f"code_{end}_{end.dtype}", end) for end in ends]
+            codes = self.maker.emit(self.body, "Clip", [codes, *bounds], name)
+            codes.dtype = zero.dtype
         real = self.maker.emit(self.body, "DequantizeLinear", [codes, scale, zero], name)
         real.inputs[0].outputs[0] = out
 
-    def _weight(self, view: g.WeightView, q: QTensor) -> gs.Variable:
+    def _weight(self, view: g.WeightView, q: QTensor, alone: bool) -> gs.Variable:
+        """The weight dequantized. `alone`, with float activations, not inside a body: there
+        onnxruntime 1.31 fuses it with a MatMul and then does not find its codes.
+        """
+        body = self.graph if alone else self.body
         if view.batches > 1 and q.scale.ndim:
-            return dequantized_matrix(self.body, view, q, self.maker)
+            return dequantized_matrix(body, view, q, self.maker)
         attrs: dict[str, int] = {}
         scale, zero = q.scale, q.zero
         if q.scale.ndim == 1:
@@ -143,24 +190,48 @@ class _Writer:
             attrs = {"axis": view.block_axis, "block_size": q.qtype.group or 0}
             if view.block_axis < view.axis:
                 scale, zero = scale.T, zero.T
-        return self._dequantize(view.tensor.name, view.from_matrix(q.codes), scale, zero, attrs)
+        name, codes = view.tensor.name, view.from_matrix(q.codes)
+        if q.qtype.bits < 8 and (alone or q.scale.ndim == 2):  # kernels for those take packed codes
+            stored = self.maker.constant(f"{name}_quantized", codes)
+            return self._dequantize(body, f"{name}_packed", stored, scale, zero, attrs)
+        wide = eight_bit_codes(body, name, codes, q.qtype, self.maker)
+        return self._dequantize(body, name, wide, scale, eight_bit_zero(zero, q.qtype), attrs)
 
     def _bias(self, name: str, q: QTensor) -> gs.Variable:
-        return self._dequantize(name, q.codes[:, 0], q.scale, q.zero, {"axis": 0})
+        codes = self.maker.constant(f"{name}_quantized", np.ascontiguousarray(q.codes[:, 0]))
+        return self._dequantize(self.body, name, codes, q.scale, q.zero, {"axis": 0})
 
     def _dequantize(
-        self, name: str, codes: g.Array, scale: g.Array, zero: g.Array, attrs: dict[str, int]
+        self,
+        body: Graph,
+        name: str,
+        codes: gs.Tensor,
+        scale: g.Array,
+        zero: g.Array,
+        attrs: dict[str, int],
     ) -> gs.Variable:
-        parts = {"quantized": codes, "scale": scale, "zero_point": zero}
-        inputs: list[gs.Tensor] = [
+        parts = {"scale": scale, "zero_point": zero}
+        grid = [
             self.maker.constant(f"{name}_{part}", np.ascontiguousarray(a).reshape(a.shape))
             for part, a in parts.items()
         ]
-        return self.maker.emit(self.body, "DequantizeLinear", inputs, name, **attrs)
+        return self.maker.emit(body, "DequantizeLinear", [codes, *grid], name, **attrs)
 
     def _is_dequantized(self, tensor: gs.Tensor) -> bool:
         maker = g.producer(tensor)
         return maker is not None and maker.op == "DequantizeLinear" and g.owns(self.body, maker)
+
+
+def _is_fused_unasked(node: Node, ctx: Context) -> bool:
+    """Whether the runtime could make a node integer that is to have float weights or activations.
+
+    Behind a DequantizeLinear onnxruntime 1.31 rounds a float weight of its own accord, per tensor
+    and regardless of saturation; and it takes a weight stored as codes into an integer kernel.
+    """
+    if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or g.weight_view(node) is None:
+        return False
+    plan = ctx.plan.get(node.name, NodePlan())
+    return not (plan.weight and plan.inputs) and (node.op != "MatMul" or plan.weight is not None)
 
 
 def saturation_does(node: Node, params: QParams) -> bool:

@@ -1,40 +1,23 @@
-"""Decide once what becomes of every node: the plan that solvers and lowering follow.
-
-1. Operators with weights, and MatMul of two activations, become integer where the target has a
-   rule for them and the user did not exclude them.
-2. The rest (Add, Concat, pooling, …) is worth it only where its inputs are codes already: each
-   quantize and dequantize that would have to be added costs more than integer arithmetic saves.
-3. Operators that only move values pass codes on, with the scale they came with.
-"""
+"""Decide once what becomes of every node: the plan that solvers and lowering follow."""
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
-import onnx_graphsurgeon as gs
+from onnxq.passes.prepare.normalize import Normalize
 from onnxq.passes.solve.fake_quant import refuse_quantized
+from onnxq.passes.solve.fork import fork_mixed_activations, fork_shared_weights
+from onnxq.passes.solve.planner import FLOAT, HEAVY, MOVERS, Planner, Scheme, Wishes
+from onnxq.passes.solve.selectors import Selector, formats_by_node, split
 
 from onnxq import graph as g
-from onnxq.errors import OnnxqError, suggest
-from onnxq.graph import Graph, Node
-from onnxq.pipeline import Context, NodePlan, Pass
-from onnxq.target import Form, OpRule
+from onnxq.errors import OnnxqError
+from onnxq.graph import Graph
+from onnxq.pipeline import Context, Pass
+from onnxq.target import Form, Format
 
-HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", *g.RECURRENT)
-MOVERS = (
-    "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad",
-    "MaxPool", "Expand", "DepthToSpace", "SpaceToDepth", "Identity",
-)  # fmt: skip
-SHORTEST_ROW = 16
-SHORT_ROWS = f"rows of fewer than {SHORTEST_ROW}: a scale for each would cost what it saves"
-FLOAT_INPUTS = "its inputs are float: quantizing them would cost more than it saves"
-HIDDEN = "in a body inside a Scan, where its activations cannot be observed"
-BATCH_FIRST = "its batch stands first (layout 1), which the integer kernel does not know"
-CONSTANT_OPERAND = "one operand is constant: its rounding would cost accuracy"
+__all__ = ["HEAVY", "MOVERS", "Assign"]
 
 
 @dataclass(frozen=True)
@@ -42,28 +25,45 @@ class Assign(Pass):
     """The plan: per node its weight and activation formats, or the reason why it stays float.
 
     `form` is `static` (activations quantized with calibrated ranges) or `dynamic` (at run time).
+    `format` gives the widths of weights and activations (`w8a8`, `w4a8`, `w8a16`, …; `w8` and `a8`
+    leave the other float): of the target's rules, those of these widths are taken. Where weights
+    are to be narrower than an operator's kernels take them, they get 8 bits. `layers` holds
+    exceptions, `pattern=format`, of which the last that matches wins.
     `include` and `exclude` hold patterns on node names and operator types: globs, or regular
-    expressions after `re:`. `activation_bits` is the width of activations: of the target's rules,
-    those with this width are taken.
+    expressions after `re:`.
+    `per_tensor` gives a weight one scale, `symmetric` makes all zero points 0, `power_of_two` all
+    scales powers of two: for hardware that knows nothing else.
     """
 
     form: Form = "static"
-    activation_bits: int = 8
+    format: str = "w8a8"
+    layers: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    per_tensor: bool = False
+    symmetric: bool = False
+    power_of_two: bool = False
     name: ClassVar[str] = "assign"
     analysis: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        Format.parse(self.format)
+        for layer in self.layers:
+            split(layer)
+        if self.form == "dynamic" and (self.symmetric or self.power_of_two):
+            raise OnnxqError(
+                "assign.symmetric and assign.power_of_two are for calibrated ranges: activations "
+                'quantized as they come are neither; use form = "static"'
+            )
 
     def apply(self, graph: Graph, ctx: Context) -> int:
         if ctx.plan:
             return 0
         refuse_quantized(graph)
-        _check_bits(ctx, self.form, self.activation_bits)
-        include = Selector((*self.include, *ctx.include), graph)
-        exclude = Selector((*self.exclude, *ctx.exclude), graph)
+        wishes = self._wishes(graph, ctx)
         hidden = {id(body) for body in g.hidden(graph)}
         for body in g.subgraphs(graph):
-            planner = _Planner(body, ctx, self.form, self.activation_bits, include, exclude)
+            planner = Planner(body, ctx, wishes)
             planner.hidden = id(body) in hidden
             planner.run()
         done = len(ctx.plan.quantized(g.walk(graph)))
@@ -80,249 +80,28 @@ class Assign(Pass):
                 + ("; ".join(reasons[:3]) if reasons else "it has no operator with weights")
                 + other
             )
-        _fork_shared_weights(graph, ctx)
+        fork_shared_weights(graph, ctx)
+        fork_mixed_activations(graph, ctx)
         return done
 
-
-def _check_bits(ctx: Context, form: Form, bits: int) -> None:
-    known = sorted(ctx.target.activation_bits(form))
-    if known and bits not in known:
-        raise OnnxqError(
-            f"target {ctx.target.name} has no {form} rule with {bits}-bit activations, only with "
-            f"{' and '.join(map(str, known))}; choose another --target or preset"
+    def _wishes(self, graph: Graph, ctx: Context) -> Wishes:
+        """What is wanted of each node, after raising the opset to what can say it."""
+        default = Format.parse(self.format)
+        formats = {default} | {split(layer)[1] for layer in self.layers}
+        known = ctx.target.formats(self.form)
+        for unknown in sorted(map(str, formats - known - {FLOAT})) if known else []:
+            raise OnnxqError(
+                f"target {ctx.target.name} has no {self.form} rule for {unknown}, only for "
+                f"{', '.join(sorted(map(str, known)))}; choose another --target or format"
+            )
+        least = max(format.opset for format in formats)
+        if graph.opset < least:
+            Normalize(least).apply(graph, ctx)
+        return Wishes(
+            Selector((*self.include, *ctx.include), graph),
+            Selector((*self.exclude, *ctx.exclude), graph),
+            formats_by_node(self.layers, graph),
+            default,
+            self.form,
+            Scheme(self.per_tensor, self.symmetric, self.power_of_two),
         )
-
-
-class Selector:
-    """Patterns over node names and operator types. A pattern that matches nothing is an error."""
-
-    def __init__(self, patterns: tuple[str, ...], graph: Graph) -> None:
-        self.patterns = patterns
-        nodes = list(g.walk(graph))
-        for pattern in patterns:
-            if not any(_matches(pattern, node) for node in nodes):
-                known = {n.op for n in nodes} | {n.name for n in nodes if n.op in HEAVY}
-                raise OnnxqError(
-                    f"{pattern!r} matches no node name or operator{suggest(pattern, known)}"
-                )
-
-    def __call__(self, node: Node) -> bool:
-        return any(_matches(pattern, node) for pattern in self.patterns)
-
-    def __bool__(self) -> bool:
-        return bool(self.patterns)
-
-
-def _matches(pattern: str, node: Node) -> bool:
-    if pattern.startswith("re:"):
-        try:
-            return any(re.search(pattern[3:], text) for text in (node.name, node.op))
-        except re.error as error:
-            raise OnnxqError(f"{pattern!r} is no regular expression: {error}") from None
-    return fnmatchcase(node.name, pattern) or fnmatchcase(node.op, pattern)
-
-
-class _Planner:
-    """Plans one graph; a body by itself, for codes do not cross its border.
-
-    In a `hidden` one activations cannot be observed.
-    """
-
-    hidden = False
-
-    def __init__(
-        self,
-        graph: Graph,
-        ctx: Context,
-        form: Form,
-        bits: int,
-        include: Selector,
-        exclude: Selector,
-    ) -> None:
-        self.graph, self.ctx, self.form, self.bits = graph, ctx, form, bits
-        self.include, self.exclude = include, exclude
-        self.own = {id(node) for node in graph.nodes}
-        self.coded: set[str] = set()  # tensors that are handed on as codes
-        self.wanted = self._find_wanted()
-
-    def run(self) -> None:
-        for node in self.graph.nodes:
-            plan = self._plan(node)
-            if plan is None:
-                continue
-            self.ctx.plan[node.name] = plan
-            if plan.output:
-                self.coded |= {t.name for t in node.outputs}
-            if not plan.quantized:
-                self.ctx.report.skip(node.name, node.op, plan.reason)
-
-    def _plan(self, node: Node) -> NodePlan | None:
-        if not g.is_standard(node):
-            return None
-        if node.op in MOVERS:
-            return self._mover(node)
-        if node.op in HEAVY:
-            return self._heavy(node)
-        return self._light(node)
-
-    def _heavy(self, node: Node) -> NodePlan | None:
-        rule = self.rule(node)
-        if rule is None:
-            why = self._refusal(node)
-            return NodePlan(reason=why) if why else None
-        view = g.weight_view(node)
-        if node.op == "Gather" and math.prod(node.inputs[0].shape[1:]) < SHORTEST_ROW:
-            return NodePlan(reason=SHORT_ROWS)
-        if rule.activation is None:  # weights alone, as in an embedding table
-            return NodePlan(weight=rule.weight, rule=rule)
-        if node.op in g.RECURRENT:  # its kernel quantizes activations as they come
-            return NodePlan(weight=rule.weight, activation=rule.activation, rule=rule)
-        slots = (0,) if view else (0, 1)
-        fused = self._fused(node, rule)
-        hands_on_codes = rule.output == "quantized" or (
-            rule.output == "any" and node.outputs[0].name in self.wanted
-        )
-        return NodePlan(
-            weight=rule.weight if view else None,
-            activation=rule.activation,
-            inputs=slots,
-            output=hands_on_codes and fused is None,
-            rule=rule,
-        )
-
-    def _light(self, node: Node) -> NodePlan | None:
-        """Element-wise operators, pooling, activations."""
-        maker = g.producer(node.inputs[0]) if node.inputs else None
-        if maker is not None and (rule := self._fusing_rule(node, maker)) is not None:
-            codes = rule.output == "quantized" or node.outputs[0].name in self.wanted
-            return NodePlan(activation=rule.activation, output=codes, rule=rule) if codes else None
-        rule = self.rule(node)
-        if rule is None:
-            worth_a_word = node.op in self.ctx.target.ops or node.op in self.ctx.target.left_float
-            return NodePlan(reason=self._refusal(node)) if worth_a_word else None
-        moving = [i for i, t in enumerate(node.inputs) if t.name and not g.is_constant(t)]
-        fixed = [t for t in node.inputs if g.is_constant(t)]
-        if not moving or not all(node.inputs[i].name in self.coded for i in moving):
-            return NodePlan(reason=FLOAT_INPUTS)
-        if fixed and node.op in ("Add", "Mul", "Concat"):
-            return NodePlan(reason=CONSTANT_OPERAND)
-        alone = self._fused(node, rule) is None
-        return NodePlan(activation=rule.activation, inputs=tuple(moving), output=alone, rule=rule)
-
-    def _mover(self, node: Node) -> NodePlan | None:
-        source = node.inputs[0].name if node.inputs else ""
-        if source not in self.coded or self.form != "static" or self.exclude(node):
-            return None
-        if node.op == "Pad" and (
-            node.attrs.get("mode", "constant") != "constant"
-            or (len(node.inputs) > 2 and node.inputs[2].name
-                and not (g.is_constant(node.inputs[2]) and not g.values(node.inputs[2]).any()))
-        ):  # fmt: skip
-            return None
-        rule = self.ctx.target.rule(node, self.form, self.bits)
-        if rule is None:
-            return None
-        if not any(t.name in self.wanted for t in node.outputs):
-            return None
-        return NodePlan(activation=rule.activation, inputs=(0,), output=True, rule=rule)
-
-    def rule(self, node: Node) -> OpRule | None:
-        """The target's rule for a node that the user wants quantized."""
-        if self.exclude(node) or (self.include and node.op in HEAVY and not self.include(node)):
-            return None
-        rule = self.ctx.target.rule(node, self.form, self.bits)
-        if rule is not None and (self._unseen(rule, node) or _is_batch_first(rule, node)):
-            return None
-        if rule is None or node.op not in HEAVY:
-            return rule
-        has_weight = g.weight_view(node) is not None
-        if not has_weight and (node.op != "MatMul" or rule.weight is not None):
-            return None
-        return rule if has_weight or not any(g.is_constant(t) for t in node.inputs) else None
-
-    def _refusal(self, node: Node) -> str:
-        if self.exclude(node):
-            return "excluded by the user"
-        if self.include and not self.include(node):
-            return "not among the included"
-        if node.op == "Gather" and g.weight_view(node) is None:
-            return ""
-        rule = self.ctx.target.rule(node, self.form, self.bits)
-        if rule is not None and self._unseen(rule, node):
-            return HIDDEN
-        if rule is not None and _is_batch_first(rule, node):
-            return BATCH_FIRST
-        if node.op in g.RECURRENT and g.weight_view(node) is None:
-            return "its weights are computed, not constant"
-        if node.op == "MatMul" and g.weight_view(node) is None:
-            if any(g.is_constant(t) for t in node.inputs):
-                return "its constant operand is the left one, or a vector"
-            if self.form == "dynamic":
-                return "a product of two activations: dynamic quantization needs a constant weight"
-        return self.ctx.target.why_float(node, self.form)
-
-    def _unseen(self, rule: OpRule, node: Node) -> bool:
-        """Whether a rule wants ranges of activations that cannot be observed."""
-        own = node.op in g.RECURRENT or rule.activation is None
-        return self.hidden and self.form == "static" and not own
-
-    def _fused(self, node: Node, rule: OpRule) -> Node | None:
-        reader = g.sole_consumer(self.graph, node.outputs[0])
-        return reader if reader is not None and reader.op in rule.fuses else None
-
-    def _fusing_rule(self, node: Node, maker: Node) -> OpRule | None:
-        """The rule by which `maker` takes this activation function into its own kernel."""
-        plan = self.ctx.plan.get(maker.name)
-        if plan is None or plan.rule is None or plan.activation is None or self.exclude(node):
-            return None
-        return plan.rule if self._fused(maker, plan.rule) is node else None
-
-    def _find_wanted(self) -> set[str]:
-        """Tensors whose every reader wants codes, directly or through what passes them on."""
-        wanted: set[str] = set()
-        for node in reversed(self.graph.nodes):
-            for tensor in node.outputs:
-                read_by_bodies = any(id(reader) not in self.own for reader in tensor.outputs)
-                if node.op in MOVERS and read_by_bodies:
-                    wanted.add(tensor.name)  # onnxruntime 1.31 crashes otherwise, see below
-                if g.is_output(self.graph, tensor) or not tensor.outputs:
-                    continue
-                if all(self._wants_codes(reader, wanted) for reader in tensor.outputs):
-                    wanted.add(tensor.name)
-        return wanted
-
-    def _wants_codes(self, reader: Node, wanted: set[str]) -> bool:
-        """A reader in a body counts as one that does: the runtime crashes where it finds a
-        DequantizeLinear before what moves values into a body, and codes moved there are as good.
-        """
-        if id(reader) not in self.own:
-            return True
-        rule = self.rule(reader) if g.is_standard(reader) else None
-        if reader.op in HEAVY:
-            return rule is not None and rule.activation is not None
-        passes_on = rule is not None or reader.op in ("Relu", "Clip")
-        return passes_on and all(t.name in wanted for t in reader.outputs)
-
-
-def _is_batch_first(rule: OpRule, node: Node) -> bool:
-    """A recurrence that its integer kernel, which has no attribute `layout`, would misread."""
-    return rule.activation is not None and node.op in g.RECURRENT and bool(node.attrs.get("layout"))
-
-
-def _fork_shared_weights(graph: Graph, ctx: Context) -> None:
-    """A weight that several nodes read in different ways becomes one initializer per way."""
-    namer = g.Namer(graph)
-    ways: dict[str, dict[object, gs.Constant]] = {}
-    for node, plan in ctx.plan.quantized(g.walk(graph)):
-        if plan.weight is None:
-            continue
-        limit = plan.rule.pair_limit if plan.rule else None
-        for view in g.weight_views(node):
-            way = (node.op, view.axis, view.groups, plan.weight, limit)
-            known = ways.setdefault(view.tensor.name, {})
-            if known and way not in known:
-                fork = g.renamed(view.tensor, namer(f"{view.tensor.name}_fork"))
-                node.inputs[view.slot] = known[way] = fork
-            else:
-                known.setdefault(way, view.tensor)
-                node.inputs[view.slot] = known[way]

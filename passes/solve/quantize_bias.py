@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnxq import graph as g
 from onnxq.graph import Graph
 from onnxq.pipeline import Context, Pass
-from onnxq.qtype import QTensor, QType, spread
+from onnxq.qtype import QTensor, QType, next_power_of_two, spread
 
 _INT32 = QType(bits=32, signed=True, symmetric=True, group=-1)
 LIMIT = 2.0**30  # leaves the accumulator as much room again for the products
@@ -37,7 +37,7 @@ class QuantizeBias(Pass):
         biased = [
             (node, key)
             for node, plan in ctx.plan.quantized(g.walk(graph))
-            if plan.inputs and (key := bias_key(node)) and key not in ctx.weights
+            if plan.inputs and plan.weight and (key := bias_key(node)) and key not in ctx.weights
             if node.inputs[1].name in ctx.weights and node.attrs.get("beta", 1)
             if ctx.weights[node.inputs[1].name].scale.ndim < 2
         ]
@@ -74,6 +74,8 @@ def widen(weight: QTensor, factors: NDArray[np.float64]) -> QTensor:
     """The same weight with each channel's scale (out,) times its factor, codes rounded again."""
     if not weight.scale.ndim:
         factors = factors.max()
+    if weight.qtype.power_of_two:
+        factors = next_power_of_two(factors).astype(np.float64)
     zero = spread(weight.zero, weight.codes.shape).astype(np.float64)
     codes = np.rint((weight.codes.astype(np.float64) - zero) / spread(factors, weight.codes.shape))
     return replace(

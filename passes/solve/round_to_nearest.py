@@ -43,6 +43,7 @@ from onnxq.qtype import (
 
 BLOCK = 1 << 15  # weights searched at a time
 WIDENINGS = (*np.arange(29, 63) / 32, 127 / 64)  # of a channel's scale; at the last all pairs hold
+POWERS = (0.5, 1, 2)  # the same, where scales are powers of two
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def search_scale(
     axis = None if qtype.group is None else 1
     best_error, best_scale = np.full(base.shape, np.inf), base
     best_codes = np.zeros(weight.shape, np.float32)
-    for widening in WIDENINGS:
+    for widening in POWERS if qtype.power_of_two else WIDENINGS:
         scale = (base * np.float32(widening)).astype(np.float32)
         unit = spread(scale, weight.shape)
         real = weight / unit + qtype.middle

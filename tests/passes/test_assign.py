@@ -207,7 +207,7 @@ def test_a_weight_that_a_float_node_reads_too_is_left_to_it() -> None:
 def test_16_bits_are_taken_where_asked_for_and_nowhere_else(name: str) -> None:
     case = ZOO[name]()
     for bits, target in ((8, "cpu"), (16, "cpu"), (16, "cpu-vnni"), (16, "cpu-arm64")):
-        plan, graph = plan_of(case, target, activation_bits=bits)
+        plan, graph = plan_of(case, target, format=f"w8a{bits}")
         found = {p.activation.bits for _, p in plan.quantized(g.walk(graph)) if p.activation}
         assert found == {bits}
         products = [p for n, p in plan.quantized(g.walk(graph)) if g.weight_view(n) is not None]
@@ -243,8 +243,16 @@ def test_16_bit_activations_lose_what_the_weights_lose_and_no_more() -> None:
     assert errors["int16x8"] > errors["int8-static"] + 30  # 8 bits are 48 dB
 
 
-@pytest.mark.parametrize(("form", "bits"), [("static", 4), ("dynamic", 16)])
-def test_bits_that_a_target_has_no_rule_for_are_an_error_in_one_line(form: str, bits: int) -> None:
-    with pytest.raises(OnnxqError, match=f"target cpu has no {form} rule with {bits}-bit") as error:
-        plan_of(ZOO["residual"](), form=form, activation_bits=bits)
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize(
+    ("form", "format"), [("static", "w2a8"), ("dynamic", "w8a16"), ("dynamic", "a8")]
+)
+def test_formats_that_a_target_has_no_rule_for_are_an_error_in_one_line(
+    form: str, format: str
+) -> None:
+    for wishes in ({"format": format}, {"layers": (f"a={format}",)}):
+        with pytest.raises(
+            OnnxqError, match=f"target cpu has no {form} rule for {format}"
+        ) as error:
+            plan_of(ZOO["residual"](), form=form, **wishes)
+        assert "w8a8" in str(error.value)
+        assert "\n" not in str(error.value)

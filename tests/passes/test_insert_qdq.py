@@ -240,7 +240,8 @@ def test_weights_in_blocks_are_those_of_the_solver(layer: str, weight: str, tmp_
     w = np.ascontiguousarray(w.T) if layer == "Gemm transB" else w
     source = model(BLOCKED[layer], w=w, **({"b": normal(6)} if "Gemm" in layer else {}))
     feeds = feeds_of(x=(3, 40))
-    result = pipeline(source, feeds, target=custom(tmp_path, '"MatMul", "Gemm"', weight))
+    target = custom(tmp_path, '"MatMul", "Gemm"', weight)
+    result = pipeline(source, feeds, target=target, settings=[f"assign.format=w{weight[1]}a8"])
     proto = g.to_proto(result.graph)
     onnx.checker.check_model(proto, full_check=True)
     assert str(result.context.weights["w"].qtype) == weight
@@ -258,7 +259,8 @@ def test_weights_in_blocks_are_those_of_the_solver(layer: str, weight: str, tmp_
 
 def test_four_bits_are_packed_into_half_a_byte(tmp_path: Path) -> None:
     source = model(BLOCKED["MatMul"], w=normal(40, 6))
-    result = pipeline(source, feeds_of(x=(3, 40)), target=custom(tmp_path, '"MatMul"', "s4:8"))
+    target, settings = custom(tmp_path, '"MatMul"', "s4:8"), ["assign.format=w4a8"]
+    result = pipeline(source, feeds_of(x=(3, 40)), target=target, settings=settings)
     stored = {i.name: i for i in g.to_proto(result.graph).graph.initializer}["w_quantized"]
     assert stored.data_type == onnx.TensorProto.INT4
     assert len(stored.raw_data) == 40 * 6 // 2
@@ -319,7 +321,7 @@ def test_16_bit_activations_and_weights_are_closer_to_float(tmp_path: Path) -> N
         source = "a test"
     """)
     result = pipeline(
-        source, feeds, target=load_target(str(path)), settings=["assign.activation_bits=16"]
+        source, feeds, target=load_target(str(path)), settings=["assign.format=w16a16"]
     )
     for feed in feeds:
         assert sqnr(run(result.graph, feed, False)["y"], run(source, feed)["y"]) > 70

@@ -1,0 +1,276 @@
+"""What becomes of each node of a graph, or why it stays float.
+
+1. Operators with weights, and MatMul of two activations, become integer where the target has a
+   rule for them and the user did not exclude them.
+2. The rest (Add, Concat, pooling, …) is worth it only where its inputs are codes already: each
+   quantize and dequantize that would have to be added costs more than integer arithmetic saves.
+3. Operators that only move values pass codes on, with the scale they came with.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from onnxq.passes.solve.selectors import Selector
+
+from onnxq import graph as g
+from onnxq.graph import Graph, Node
+from onnxq.pipeline import Context, NodePlan
+from onnxq.qtype import QType
+from onnxq.target import Form, Format, OpRule
+
+HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", *g.RECURRENT)
+MOVERS = (
+    "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad",
+    "MaxPool", "Expand", "DepthToSpace", "SpaceToDepth", "Identity",
+)  # fmt: skip
+SHORTEST_ROW = 16
+SHORT_ROWS = f"rows of fewer than {SHORTEST_ROW}: a scale for each would cost what it saves"
+FLOAT_INPUTS = "its inputs are float: quantizing them would cost more than it saves"
+HIDDEN = "in a body inside a Scan, where its activations cannot be observed"
+BATCH_FIRST = "its batch stands first (layout 1), which the integer kernel does not know"
+FLOAT = Format()
+CONSTANT_OPERAND = "one operand is constant: its rounding would cost accuracy"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What a device asks of all scales and zero points."""
+
+    per_tensor: bool = False
+    symmetric: bool = False
+    power_of_two: bool = False
+
+    def of(self, rule: OpRule) -> OpRule:
+        """The rule with its formats in this scheme."""
+
+        def changed(qtype: QType | None) -> QType | None:
+            if qtype is not None and self.symmetric:
+                qtype = replace(qtype, signed=True, symmetric=True)
+            if qtype is not None and self.power_of_two:
+                qtype = replace(qtype, power_of_two=True)
+            return qtype
+
+        weight, activation = changed(rule.weight), changed(rule.activation)
+        if weight is not None and self.per_tensor:
+            weight = replace(weight, group=None)
+        return replace(rule, weight=weight, activation=activation)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What recipe and user want of each node."""
+
+    include: Selector
+    exclude: Selector
+    formats: dict[str, Format]
+    default: Format
+    form: Form
+    scheme: Scheme
+
+    def format(self, node: Node) -> Format:
+        return self.formats.get(node.name, self.default)
+
+    def why_float(self, node: Node) -> str:
+        """Why a node is left float whatever the target runs; "" where it is not."""
+        if self.exclude(node):
+            return "excluded by the user"
+        if self.include and node.op in HEAVY and not self.include(node):
+            return "not among the included"
+        return "left float by the recipe" if self.format(node) == FLOAT else ""
+
+
+class Planner:
+    """Plans one graph; a body by itself, for codes do not cross its border.
+
+    In a `hidden` one activations cannot be observed.
+    """
+
+    hidden = False
+
+    def __init__(self, graph: Graph, ctx: Context, wishes: Wishes) -> None:
+        self.graph, self.ctx, self.wishes = graph, ctx, wishes
+        self.form, self.scheme = wishes.form, wishes.scheme
+        self.own = {id(node) for node in graph.nodes}
+        self.coded: dict[str, QType] = {}  # tensors that are handed on as codes
+        self.wanted = self._find_wanted()
+
+    def run(self) -> None:
+        for node in self.graph.nodes:
+            plan = self._plan(node)
+            if plan is None:
+                continue
+            self.ctx.plan[node.name] = plan
+            if plan.output and plan.activation:
+                self.coded |= {t.name: plan.activation for t in node.outputs}
+            if not plan.quantized:
+                self.ctx.report.skip(node.name, node.op, plan.reason)
+
+    def _plan(self, node: Node) -> NodePlan | None:
+        if not g.is_standard(node):
+            return None
+        if node.op in MOVERS:
+            return self._mover(node)
+        if node.op in HEAVY:
+            return self._heavy(node)
+        return self._light(node)
+
+    def _heavy(self, node: Node) -> NodePlan | None:
+        rule = self.rule(node)
+        if rule is None:
+            why = self._refusal(node)
+            return NodePlan(reason=why) if why else None
+        view = g.weight_view(node)
+        if node.op == "Gather" and math.prod(node.inputs[0].shape[1:]) < SHORTEST_ROW:
+            return NodePlan(reason=SHORT_ROWS)
+        if rule.activation is None:  # weights alone, as in an embedding table
+            return NodePlan(weight=rule.weight, rule=rule)
+        if node.op in g.RECURRENT:  # its kernel quantizes activations as they come
+            return NodePlan(weight=rule.weight, activation=rule.activation, rule=rule)
+        slots = (0,) if view else (0, 1)
+        fused = self._fused(node, rule)
+        hands_on_codes = rule.output == "quantized" or (
+            rule.output == "any" and node.outputs[0].name in self.wanted
+        )
+        return NodePlan(
+            weight=rule.weight if view else None,
+            activation=rule.activation,
+            inputs=slots,
+            output=hands_on_codes and fused is None,
+            rule=rule,
+        )
+
+    def _light(self, node: Node) -> NodePlan | None:
+        """Element-wise operators, pooling, activations."""
+        maker = g.producer(node.inputs[0]) if node.inputs else None
+        if maker is not None and (rule := self._fusing_rule(node, maker)) is not None:
+            codes = rule.output == "quantized" or node.outputs[0].name in self.wanted
+            return NodePlan(activation=rule.activation, output=codes, rule=rule) if codes else None
+        rule = self.rule(node)
+        if rule is None:
+            worth_a_word = node.op in self.ctx.target.ops or node.op in self.ctx.target.left_float
+            return NodePlan(reason=self._refusal(node)) if worth_a_word else None
+        moving = [i for i, t in enumerate(node.inputs) if t.name and not g.is_constant(t)]
+        fixed = [t for t in node.inputs if g.is_constant(t)]
+        if not moving or not all(node.inputs[i].name in self.coded for i in moving):
+            return NodePlan(reason=FLOAT_INPUTS)
+        if fixed and node.op in ("Add", "Mul", "Concat"):
+            return NodePlan(reason=CONSTANT_OPERAND)
+        alone = self._fused(node, rule) is None
+        return NodePlan(activation=rule.activation, inputs=tuple(moving), output=alone, rule=rule)
+
+    def _mover(self, node: Node) -> NodePlan | None:
+        source = node.inputs[0].name if node.inputs else ""
+        if source not in self.coded or self.form != "static" or self.wishes.why_float(node):
+            return None
+        if node.op == "Pad" and (
+            node.attrs.get("mode", "constant") != "constant"
+            or (len(node.inputs) > 2 and node.inputs[2].name
+                and not (g.is_constant(node.inputs[2]) and not g.values(node.inputs[2]).any()))
+        ):  # fmt: skip
+            return None
+        codes = self.coded[source]  # moved as they are
+        rule = self.ctx.target.rule(node, self.form, Format(None, codes.bits))
+        if rule is None:
+            return None
+        if not any(t.name in self.wanted for t in node.outputs):
+            return None
+        return NodePlan(activation=codes, inputs=(0,), output=True, rule=rule)
+
+    def rule(self, node: Node) -> OpRule | None:
+        """The target's rule for a node that the user wants quantized."""
+        if self.wishes.why_float(node):
+            return None
+        rule = self._of_target(node)
+        if rule is not None and (self._unseen(rule, node) or _is_batch_first(rule, node)):
+            return None
+        if rule is None or node.op not in HEAVY:
+            return rule
+        has_weight = g.weight_view(node) is not None
+        if not has_weight and (node.op != "MatMul" or rule.weight is not None):
+            return None
+        return rule if has_weight or not any(g.is_constant(t) for t in node.inputs) else None
+
+    def _of_target(self, node: Node) -> OpRule | None:
+        """The target's rule for the format that is wished for, in the recipe's scheme."""
+        format = self.wishes.format(node)
+        rule = self.ctx.target.rule(node, self.form, format)
+        if rule is None and (format.weight_bits or 8) < 8:
+            rule = self.ctx.target.rule(node, self.form, replace(format, weight_bits=8))
+        if rule is not None and node.op in g.RECURRENT and rule.activation is not None:
+            if rule.weight is None:
+                return None
+            if self.scheme.symmetric or self.scheme.power_of_two:  # and as they come
+                rule = rule.only(Format(rule.weight.bits))
+        return None if rule is None else self.scheme.of(rule)
+
+    def _refusal(self, node: Node) -> str:
+        if why := self.wishes.why_float(node):
+            return why
+        if node.op == "Gather" and g.weight_view(node) is None:
+            return ""
+        rule = self._of_target(node)
+        if rule is not None and self._unseen(rule, node):
+            return HIDDEN
+        if rule is not None and _is_batch_first(rule, node):
+            return BATCH_FIRST
+        if node.op in g.RECURRENT and self.wishes.format(node).weight_bits is None:
+            return "its kernel quantizes activations only together with weights"
+        if node.op in g.RECURRENT and g.weight_view(node) is None:
+            return "its weights are computed, not constant"
+        if node.op == "MatMul" and g.weight_view(node) is None:
+            if any(g.is_constant(t) for t in node.inputs):
+                return "its constant operand is the left one, or a vector"
+            if self.form == "dynamic":
+                return "a product of two activations: dynamic quantization needs a constant weight"
+        return self.ctx.target.why_float(node, self.form, self.wishes.format(node))
+
+    def _unseen(self, rule: OpRule, node: Node) -> bool:
+        """Whether a rule wants ranges of activations that cannot be observed."""
+        own = node.op in g.RECURRENT or rule.activation is None
+        return self.hidden and self.form == "static" and not own
+
+    def _fused(self, node: Node, rule: OpRule) -> Node | None:
+        reader = g.sole_consumer(self.graph, node.outputs[0])
+        return reader if reader is not None and reader.op in rule.fuses else None
+
+    def _fusing_rule(self, node: Node, maker: Node) -> OpRule | None:
+        """The rule by which `maker` takes this activation function into its own kernel."""
+        plan = self.ctx.plan.get(maker.name)
+        if plan is None or plan.rule is None or plan.activation is None:
+            return None
+        if self.wishes.why_float(node):
+            return None
+        return plan.rule if self._fused(maker, plan.rule) is node else None
+
+    def _find_wanted(self) -> set[str]:
+        """Tensors whose every reader wants codes, directly or through what passes them on."""
+        wanted: set[str] = set()
+        for node in reversed(self.graph.nodes):
+            for tensor in node.outputs:
+                read_by_bodies = any(id(reader) not in self.own for reader in tensor.outputs)
+                if node.op in MOVERS and read_by_bodies:
+                    wanted.add(tensor.name)  # onnxruntime 1.31 crashes otherwise, see below
+                if g.is_output(self.graph, tensor) or not tensor.outputs:
+                    continue
+                if all(self._wants_codes(reader, wanted) for reader in tensor.outputs):
+                    wanted.add(tensor.name)
+        return wanted
+
+    def _wants_codes(self, reader: Node, wanted: set[str]) -> bool:
+        """A reader in a body counts as one that does: the runtime crashes where it finds a
+        DequantizeLinear before what moves values into a body, and codes moved there are as good.
+        """
+        if id(reader) not in self.own:
+            return True
+        rule = self.rule(reader) if g.is_standard(reader) else None
+        if reader.op in HEAVY:
+            return rule is not None and rule.activation is not None
+        passes_on = rule is not None or reader.op in ("Relu", "Clip")
+        return passes_on and all(t.name in wanted for t in reader.outputs)
+
+
+def _is_batch_first(rule: OpRule, node: Node) -> bool:
+    """A recurrence that its integer kernel, which has no attribute `layout`, would misread."""
+    return rule.activation is not None and node.op in g.RECURRENT and bool(node.attrs.get("layout"))
