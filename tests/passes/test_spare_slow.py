@@ -9,7 +9,8 @@ import pytest
 from awkward import ZOO
 from graphs import feeds_of, fused, model, normal, ops, pipeline, relative, run, samples_of, sqnr
 from onnxq.passes.solve import spare_slow
-from onnxq.passes.solve.spare_slow import plan_without, regions
+from onnxq.passes.solve.regions import regions
+from onnxq.passes.solve.spare_slow import plan_without
 
 from onnxq import graph as g
 from onnxq.pipeline import Pipeline, Plan, Result
