@@ -218,3 +218,72 @@ class Loudness:
         squares = 10.0 ** (np.array(levels) / 100)
         middle = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
         return float(squares[middle]), float(squares @ counts / counts.sum())
+
+
+class ChannelRange(NamedTuple):
+    """Smallest and largest value of each channel, (channels,)."""
+
+    low: NDArray[np.floating[Any]]
+    high: NDArray[np.floating[Any]]
+
+
+@dataclass
+class ChannelExtremes:
+    """The smallest and the largest value of each channel along `axis`; infinite where none came."""
+
+    axis: int
+    low: NDArray[np.float64] | float = np.inf
+    high: NDArray[np.float64] | float = -np.inf
+
+    def update(self, x: Array) -> None:
+        if not x.size:
+            return
+        axis = self.axis % x.ndim
+        others = tuple(k for k in range(x.ndim) if k != axis)
+        low, high = x.min(axis=others), x.max(axis=others)
+        if not np.isfinite(high - low).all():
+            raise FloatingPointError("NaN or infinite")
+        self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
+
+    def merge(self, other: ChannelExtremes) -> None:
+        self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+
+    def result(self) -> ChannelRange:
+        return ChannelRange(np.atleast_1d(self.low), np.atleast_1d(self.high))
+
+
+@dataclass
+class Rows:
+    """At most `keep` whole rows of channels along `axis`, at even distances, (rows, channels).
+
+    Every stride-th row is kept; when there are too many, every other one goes and the stride
+    doubles. Which rows they are follows from their order alone.
+    """
+
+    axis: int
+    keep: int = 256
+    stride: int = 1
+    count: int = 0  # rows seen
+    kept: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def update(self, x: Array) -> None:
+        if not x.size:
+            return
+        rows = np.moveaxis(x, self.axis, -1).reshape(-1, x.shape[self.axis])
+        first = -self.count % self.stride
+        self.kept += [row.astype(np.float32) for row in rows[first :: self.stride]]
+        self.count += len(rows)
+        self._thin()
+
+    def _thin(self) -> None:
+        while len(self.kept) > self.keep:
+            self.kept, self.stride = self.kept[::2], 2 * self.stride
+
+    def merge(self, other: Rows) -> None:
+        stride = max(self.stride, other.stride)
+        ours, theirs = self.kept[:: stride // self.stride], other.kept[:: stride // other.stride]
+        self.kept, self.stride, self.count = [*ours, *theirs], stride, self.count + other.count
+        self._thin()
+
+    def result(self) -> NDArray[np.float32]:
+        return np.stack(self.kept) if self.kept else np.zeros((0, 0), np.float32)

@@ -22,6 +22,7 @@ from onnxq.graph.proto import (
     minimum_ir_version,
     save,
     set_metadata,
+    shapes,
     to_proto,
     to_proto_without_weights,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "save",
     "set_metadata",
     "set_values",
+    "shapes",
     "sole_consumer",
     "sort",
     "subgraphs",

@@ -1,0 +1,309 @@
+"""Where the channels that a layer makes go, and what it takes to scale them.
+
+Divide a layer's output y by s > 0, one value per channel. The function stays if all that carry
+these channels on commute with the division, f(y/s) = f(y)/s, and if who reads them in the end
+multiplies its columns by s: V (s · f(y/s)) = V f(y). Four roles, then, in the region of tensors
+that carry the channels:
+
+- makers divide: rows and bias of a linear operator, gain and bias of a normalization;
+- constants that are added, compared or multiplied on the way divide too;
+- readers multiply: the columns of a linear operator;
+- the rest carries: positively homogeneous activations, pooling, what moves values, a product with
+  something else, attention's sum over the values V of all tokens, Add of two such tensors.
+
+Where the channels are in a tensor, an index array says: it holds numbers of channels and
+broadcasts against the tensor's last axes. A Conv's output (n, c, h, w) has indices (c, 1, 1); that
+of heads in attention (batch, heads, tokens, size) has (heads, 1, size).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnxq.passes.prepare import affine
+from onnxq.passes.prepare.affine import Vector
+from onnxq.passes.prepare.reshape import reshaped
+
+from onnxq import graph as g
+from onnxq.graph import Graph, Node
+
+Index = NDArray[np.int64]
+Shapes = dict[str, tuple[int | str | None, ...]]
+NORMS = ("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization")
+_POINTWISE = ("Relu", "LeakyRelu", "PRelu", "Identity", "Dropout", "Neg", "Abs")
+_POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
+_SAME_PLACE = ("Slice", "Pad", "Expand", "Split")  # channels stay where they are on their axes
+_RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+_JOINT = ("Add", "Sub", "Sum", "Max", "Min", "Concat")
+
+
+class Blocked(Exception):
+    """Something carries the channels that does not commute with a scale."""
+
+
+@dataclass
+class Region:
+    """All that changes when channels are scaled; see the module."""
+
+    channels: int
+    tensors: dict[str, Index] = field(default_factory=dict)
+    makers: list[tuple[Node, Index]] = field(default_factory=list)
+    constants: list[tuple[Node, int, Index]] = field(default_factory=list)  # slot of each
+    readers: list[tuple[Node, Index]] = field(default_factory=list)
+    clips: list[Node] = field(default_factory=list)
+
+    def divide(self, s: Vector, namer: g.Namer) -> None:
+        """Divide the channels by s (channels,) and multiply the readers' columns by it."""
+        for node, index in self.makers:
+            _divide_maker(node, s[index], namer)
+        for node, slot, index in self.constants:
+            old = node.inputs[slot]
+            values = (g.values(old) / s[index]).astype(old.dtype)
+            node.inputs[slot] = g.constant(namer(f"{old.name}_scaled"), values)
+        for node, index in self.readers:
+            affine.scale_columns(node, s[index], namer)
+
+
+def region_of(body: Graph, node: Node, shapes: Shapes, clips: bool = False) -> Region | None:
+    """What carries the channels that a linear operator or normalization makes.
+
+    None where they cannot be scaled: something else reads them, a weight is shared, or the model
+    gives them out. `clips` takes Clip(0, high) for homogeneous: its bounds are the caller's.
+    """
+    channels = maker_channels(node)
+    if channels is None:
+        return None
+    axis = -1 if node.op in NORMS else affine.channel_axis_from_end(node)
+    index = np.arange(channels).reshape(-1, *(1,) * (-axis - 1))
+    flood = _Flood(body, shapes, Region(channels), clips)
+    try:
+        flood.run(node.outputs[0], index)
+    except Blocked:
+        return None
+    return flood.region if flood.region.readers else None
+
+
+def maker_channels(node: Node) -> int | None:
+    """How many channels a node makes that can be scaled by its constants; None for others."""
+    if node.op in NORMS and (g.is_standard(node) or node.domain == "com.microsoft"):
+        last = node.attrs.get("axis", -1) == -1
+        fixed = all(g.is_constant(t) or not t.name for t in node.inputs[1:])
+        vector = len(node.inputs) > 1 and len(node.inputs[1].shape or ()) == 1
+        return int(node.inputs[1].shape[0]) if last and fixed and vector else None
+    if not _is_scalable(node):
+        return None
+    channels = affine.out_channels(node)
+    return None if affine.bias(node, channels) is None else channels
+
+
+def _is_scalable(node: Node) -> bool:
+    """A linear operator whose weight is its own and one matrix."""
+    view = g.weight_view(node)
+    if view is None or node.op not in affine.LINEAR or view.batched:
+        return False
+    return len(view.tensor.outputs) == 1
+
+
+def _divide_maker(node: Node, s: Vector, namer: g.Namer) -> None:
+    if node.op in NORMS:
+        for slot in (1, 2)[: len(node.inputs) - 1]:
+            old = node.inputs[slot]
+            if old.name:
+                values = (g.values(old) / s).astype(old.dtype)
+                node.inputs[slot] = g.constant(namer(f"{old.name}_scaled"), values)
+        return
+    bias = affine.bias(node, len(s))
+    assert bias is not None
+    affine.scale_rows(node, 1 / s, namer)
+    if bias.any():
+        affine.set_bias(node, bias / s, namer)
+
+
+def _along(index: Index, axis: int, channels: int) -> Index:
+    """An index array that varies along one axis alone (from the end), as (channels,)."""
+    shape = (1,) * (-axis - index.ndim) + index.shape
+    if shape[axis] != channels or index.size != channels:
+        raise Blocked
+    return index.reshape(-1)
+
+
+class _Flood:
+    """Follows channels from tensor to tensor, downwards to readers and upwards to makers."""
+
+    def __init__(self, body: Graph, shapes: Shapes, region: Region, clips: bool) -> None:
+        self.body, self.shapes, self.region, self.clips = body, shapes, region, clips
+        self.own = {id(node) for node in body.nodes}
+        self.ends = {t.name for inner in g.subgraphs(body) for t in inner.outputs}
+        self.done: set[int] = set()  # nodes that carry the channels on
+        self.products: list[Node] = []
+        self.unscaled: set[str] = set()  # factors of a constant that is scaled
+        self.pending: list[tuple[gs.Tensor, Index]] = []
+
+    def run(self, tensor: gs.Tensor, index: Index) -> None:
+        self.pending = [(tensor, index)]
+        while self.pending:
+            tensor, index = self.pending.pop()
+            while index.ndim > 1 and index.shape[0] == 1:
+                index = index[0]
+            known = self.region.tensors.get(tensor.name)
+            if known is not None:
+                if not np.array_equal(known, index):
+                    raise Blocked
+                continue
+            self._visit(tensor, index)
+        inside = self.region.tensors
+        squares = any(sum(t.name in inside for t in node.inputs) != 1 for node in self.products)
+        if squares or self.unscaled & inside.keys():
+            raise Blocked
+
+    def _visit(self, tensor: gs.Tensor, index: Index) -> None:
+        maker = g.producer(tensor)
+        if maker is None or tensor.name in self.ends:
+            raise Blocked
+        self.region.tensors[tensor.name] = index
+        for node in [maker, *{id(n): n for n in tensor.outputs}.values()]:
+            if id(node) not in self.own:
+                raise Blocked
+        self._up(maker, tensor, index)
+        for node in {id(n): n for n in tensor.outputs}.values():
+            self._down(node, tensor, index)
+
+    def _up(self, node: Node, tensor: gs.Tensor, index: Index) -> None:
+        channels = maker_channels(node)
+        if channels is not None:
+            if tensor is not node.outputs[0]:
+                raise Blocked
+            axis = -1 if node.op in NORMS else affine.channel_axis_from_end(node)
+            self.region.makers.append((node, _along(index, axis, channels)))
+        elif id(node) not in self.done:
+            self._carry(node, tensor, index)
+
+    def _down(self, node: Node, tensor: gs.Tensor, index: Index) -> None:
+        if node.op in ("Shape", "Size") and g.is_standard(node):
+            return
+        if g.weight_view(node) is not None and node.op in affine.LINEAR:
+            alone = [t is tensor for t in node.inputs] == [True] + [False] * (len(node.inputs) - 1)
+            if not alone or not _is_scalable(node) or node.attrs.get("transA", 0):
+                raise Blocked
+            axis = g.input_channel_axis(node)
+            self.region.readers.append((node, _along(index, axis, affine.in_channels(node))))
+        elif id(node) not in self.done:
+            self._carry(node, tensor, index)
+
+    def _carry(self, node: Node, tensor: gs.Tensor, index: Index) -> None:
+        """Let all tensors of a node that carry the channels with this one join the region."""
+        if not g.is_standard(node):
+            raise Blocked
+        self.done.add(id(node))
+        downwards = any(t is tensor for t in node.inputs)
+        if node.op in _JOINT:
+            self._join(node, tensor, index)
+        elif node.op in ("Mul", "Div"):
+            self._product(node, tensor, index, downwards)
+        elif node.op == "MatMul":
+            if not downwards or node.inputs[1] is not tensor or node.inputs[0] is tensor:
+                raise Blocked
+            if index.ndim > 1 and index.shape[-2] != 1:
+                raise Blocked
+            self.pending.append((node.outputs[0], index))
+        elif downwards and node.inputs[0] is not tensor:
+            raise Blocked
+        else:
+            self._single(node, tensor, index, downwards)
+
+    def _single(self, node: Node, tensor: gs.Tensor, index: Index, downwards: bool) -> None:
+        """Operators that carry their first input on."""
+        if node.op != "Split" and any(t.outputs for t in node.outputs[1:]):
+            raise Blocked
+        ends = node.outputs if downwards else [node.inputs[0]]
+        if node.op == "Split" and not downwards:
+            ends = [*node.outputs, node.inputs[0]]
+        before, after = (self.shapes.get(t.name) for t in (tensor, ends[0]))
+        if node.op in _POINTWISE:
+            self._check_pointwise(node)
+        elif node.op == "Clip":
+            bounds = g.clip_bounds(node)
+            if not self.clips or bounds is None or bounds[0] != 0:
+                raise Blocked
+            self.region.clips.append(node)
+        elif node.op in _POOLS:
+            if before is None or index.ndim != len(before) - 1 or index.size != index.shape[0]:
+                raise Blocked
+        elif node.op == "Transpose":
+            perm = node.attrs.get("perm")
+            if perm is None or index.ndim > len(perm):
+                raise Blocked
+            order = perm if downwards else np.argsort(perm)
+            index = index.reshape((1,) * (len(perm) - index.ndim) + index.shape).transpose(order)
+        elif node.op in _SAME_PLACE:
+            if not (_fits(before, index) and _fits(after, index)) or not _adds_zeros(node):
+                raise Blocked
+        elif node.op in _RESHAPES and before is not None and after is not None:
+            moved = reshaped(index, before, after)
+            if moved is None:
+                raise Blocked
+            index = moved
+        else:
+            raise Blocked
+        self.pending.extend((end, index) for end in ends)
+
+    def _check_pointwise(self, node: Node) -> None:
+        fixed = all(g.is_constant(t) or not t.name for t in node.inputs[1:])
+        if not fixed or (node.op == "Dropout" and len(node.inputs) > 2):
+            raise Blocked
+
+    def _join(self, node: Node, tensor: gs.Tensor, index: Index) -> None:
+        """Sums and their like: all their inputs are scaled together, constants too."""
+        if node.op == "Concat":
+            shape = self.shapes.get(tensor.name)
+            axis = node.attrs["axis"]
+            if shape is None or not all(_fits(self.shapes.get(t.name), index) for t in node.inputs):
+                raise Blocked
+            axis -= len(shape) if axis >= 0 else 0
+            if -axis <= index.ndim and index.shape[axis] != 1:
+                raise Blocked
+        for slot, other in enumerate(node.inputs):
+            if g.is_constant(other):
+                if not g.is_float(other):
+                    raise Blocked
+                self.region.constants.append((node, slot, index))
+            elif other is not tensor:
+                if not _fits(self.shapes.get(other.name), index):
+                    raise Blocked
+                self.pending.append((other, index))
+        if node.outputs[0] is not tensor:
+            self.pending.append((node.outputs[0], index))
+
+    def _product(self, node: Node, tensor: gs.Tensor, index: Index, downwards: bool) -> None:
+        """One factor is scaled: the one that came, or on the way up a constant."""
+        if downwards:
+            if node.op == "Div" and node.inputs[0] is not tensor:
+                raise Blocked
+            self.products.append(node)
+            self.pending.append((node.outputs[0], index))
+            return
+        slots = [k for k, t in enumerate(node.inputs) if g.is_constant(t) and g.is_float(t)]
+        if node.op != "Mul" or len(slots) != 1 or len(node.inputs) != 2:
+            raise Blocked
+        self.region.constants.append((node, slots[0], index))
+        other = node.inputs[1 - slots[0]]
+        self.unscaled.add(other.name)
+
+
+def _fits(shape: tuple[int | str | None, ...] | None, index: Index) -> bool:
+    """Whether a tensor has every axis that the channels lie on, at their size."""
+    if shape is None or len(shape) < index.ndim:
+        return False
+    pairs = zip(reversed(shape), reversed(index.shape), strict=False)
+    return all(size in (1, there) for there, size in pairs)
+
+
+def _adds_zeros(node: Node) -> bool:
+    """Of a Pad, whether it pads with zeros; scaled, they are still zeros."""
+    if node.op != "Pad" or node.attrs.get("mode", "constant") != "constant":
+        return True
+    value = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
+    return value is None or (g.is_constant(value) and not g.values(value).any())
