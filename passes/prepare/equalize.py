@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from onnxq.passes.prepare import affine
 from onnxq.passes.prepare.affine import Vector
 from onnxq.passes.prepare.channels import NORMS, Region, region_of
@@ -40,6 +39,8 @@ from onnxq.pipeline import Context, Pass
 ROUNDS = 200
 CONVERGED = 1e-4  # |log s| in a round
 WORTH_IT = 1e-2  # |log s| of a region that is rewritten
+BIAS_SHARE = 2.0**-10  # of a bias that counts as a weight: a channel of next to no weights would
+# otherwise be blown up until its bias overflows int32
 DEVIATIONS = 6  # of a normal distribution, which hold all values of a channel
 
 
@@ -190,53 +191,68 @@ def _watched(region: Region) -> set[str]:
 # ── equalization ─────────────────────────────────────────────────────────────────────────────────
 
 
+class _Ranges:
+    """Magnitudes of a layer's weights and biases, as they are scaled."""
+
+    def __init__(self, node: Node) -> None:
+        view, bias = g.weight_view(node), affine.bias(node, affine.out_channels(node))
+        assert view is not None
+        columns = affine.in_channels(node) // view.groups
+        matrix = np.abs(view.matrix()).astype(np.float64)
+        over_kernel = matrix.reshape(len(matrix), -1, columns).max(axis=1)
+        self.weights = over_kernel.reshape(view.groups, -1, columns)  # (groups, out, in) of a group
+        self.bias = np.abs(bias if bias is not None else np.zeros(len(matrix)))
+
+    def rows(self) -> Vector:
+        """(out,)"""
+        return np.maximum(self.weights.max(axis=2).reshape(-1), self.bias * BIAS_SHARE)
+
+    def columns(self) -> Vector:
+        """(in,)"""
+        return self.weights.max(axis=1).reshape(-1)
+
+    def divide_rows(self, s: Vector) -> None:
+        self.weights /= s.reshape(len(self.weights), -1, 1)
+        self.bias /= s
+
+    def multiply_columns(self, s: Vector) -> None:
+        self.weights *= s.reshape(len(self.weights), 1, -1)
+
+
 def equalized(regions: Sequence[Region], limits: Sequence[Limits]) -> list[Vector]:
     """The scales s (channels,) of every region at the fixed point, r1 = r2 within the limits."""
-    magnitudes: dict[int, NDArray[np.float64]] = {}
+    layers: dict[int, _Ranges] = {}
     for region in regions:
         for node, _ in (*region.makers, *region.readers):
-            magnitudes.setdefault(id(node), _magnitudes(node))
+            if id(node) not in layers:
+                layers[id(node)] = _Ranges(node)
     scales = [np.ones(region.channels) for region in regions]
     for _ in range(ROUNDS):
         largest = 0.0
         for region, limit, s in zip(regions, limits, scales, strict=True):
-            step = np.clip(s * _wanted(region, magnitudes), *limit) / s
+            makers = [(layers[id(node)], index) for node, index in region.makers]
+            readers = [(layers[id(node)], index) for node, index in region.readers]
+            r1, r2 = np.zeros(region.channels), np.zeros(region.channels)
+            for layer, index in makers:
+                np.maximum.at(r1, index, layer.rows())
+            for layer, index in readers:
+                np.maximum.at(r2, index, layer.columns())
+            step = np.clip(s * scale_between(r1, r2), *limit) / s
             s *= step
-            for node, index in region.makers:
-                _rows(magnitudes[id(node)])[:] /= step[index][:, None]
-            for node, index in region.readers:
-                found = magnitudes[id(node)]
-                found *= step[index].reshape(len(found), 1, -1)
+            for layer, index in makers:
+                layer.divide_rows(step[index])
+            for layer, index in readers:
+                layer.multiply_columns(step[index])
             largest = max(largest, float(np.abs(np.log(step)).max()))
         if largest < CONVERGED:
             break
     return scales
 
 
-def _wanted(region: Region, magnitudes: dict[int, NDArray[np.float64]]) -> Vector:
-    """√(r1 / r2) now; 1 for channels of nothing but zeros."""
-    r1, r2 = np.zeros(region.channels), np.zeros(region.channels)
-    for node, index in region.makers:
-        np.maximum.at(r1, index, _rows(magnitudes[id(node)]).max(axis=1))
-    for node, index in region.readers:
-        np.maximum.at(r2, index, magnitudes[id(node)].max(axis=1).reshape(-1))
+def scale_between(r1: Vector, r2: Vector) -> Vector:
+    """√(r1 / r2), equation 11; 1 for channels that are nothing on one side."""
     alive = (r1 > 0) & (r2 > 0)
     return np.sqrt(np.where(alive, r1, 1) / np.where(alive, r2, 1))
-
-
-def _magnitudes(node: Node) -> NDArray[np.float64]:
-    """max |W| over the kernel, (groups, out / groups, in / groups)."""
-    view = g.weight_view(node)
-    assert view is not None
-    matrix = np.abs(view.matrix()).astype(np.float64)
-    columns = affine.in_channels(node) // view.groups
-    over_kernel = matrix.reshape(len(matrix), -1, columns).max(axis=1)
-    return over_kernel.reshape(view.groups, -1, columns)
-
-
-def _rows(magnitudes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A view of them as (out, in / groups)."""
-    return magnitudes.reshape(-1, magnitudes.shape[2])
 
 
 def _widen(region: Region) -> None:
