@@ -252,23 +252,36 @@ class ChannelExtremes:
         return ChannelRange(np.atleast_1d(self.low), np.atleast_1d(self.high))
 
 
+class ChannelRows(NamedTuple):
+    """Rows of channels (n, channels), and the range of each channel in all rows that came."""
+
+    rows: NDArray[np.float32]
+    low: NDArray[np.floating[Any]]
+    high: NDArray[np.floating[Any]]
+
+
 @dataclass
 class Rows:
-    """At most `keep` whole rows of channels along `axis`, at even distances, (rows, channels).
+    """At most `keep` whole rows of channels along `axis`, at even distances, and their ranges.
 
     Every stride-th row is kept; when there are too many, every other one goes and the stride
     doubles. Which rows they are follows from their order alone.
     """
 
     axis: int
-    keep: int = 256
+    keep: int = 128
     stride: int = 1
     count: int = 0  # rows seen
     kept: list[NDArray[np.float32]] = field(default_factory=list)
+    extremes: ChannelExtremes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.extremes = ChannelExtremes(self.axis)
 
     def update(self, x: Array) -> None:
         if not x.size:
             return
+        self.extremes.update(x)
         rows = np.moveaxis(x, self.axis, -1).reshape(-1, x.shape[self.axis])
         first = -self.count % self.stride
         self.kept += [row.astype(np.float32) for row in rows[first :: self.stride]]
@@ -283,7 +296,31 @@ class Rows:
         stride = max(self.stride, other.stride)
         ours, theirs = self.kept[:: stride // self.stride], other.kept[:: stride // other.stride]
         self.kept, self.stride, self.count = [*ours, *theirs], stride, self.count + other.count
+        self.extremes.merge(other.extremes)
         self._thin()
 
-    def result(self) -> NDArray[np.float32]:
-        return np.stack(self.kept) if self.kept else np.zeros((0, 0), np.float32)
+    def result(self) -> ChannelRows:
+        rows = np.stack(self.kept) if self.kept else np.zeros((0, 0), np.float32)
+        return ChannelRows(rows, *self.extremes.result())
+
+
+@dataclass
+class Halves:
+    """Two observers that take turns, so that what one saw can be tried on what the other saw."""
+
+    first: Any
+    second: Any
+    count: int = 0
+
+    def update(self, x: Array) -> None:
+        (self.second if self.count % 2 else self.first).update(x)
+        self.count += 1
+
+    def merge(self, other: Halves) -> None:
+        pair = (other.first, other.second) if self.count % 2 == 0 else (other.second, other.first)
+        self.first.merge(pair[0])
+        self.second.merge(pair[1])
+        self.count += other.count
+
+    def result(self) -> tuple[Any, Any]:
+        return self.first.result(), self.second.result()
