@@ -170,12 +170,19 @@ class Layer:
 def site_scale(
     layers: Sequence[Layer], channels: int, alpha: float, halves: Sequence[int]
 ) -> Vector:
-    """s (channels,) from what all layers of a site saw in the given halves."""
+    """s (channels,) from what all layers of a site saw in the given halves.
+
+    A channel that stays below the median is taken to reach it: s is to tame outliers, and a channel
+    that was blown up because it seldom fires would be clipped where it does.
+    """
     highest, weights = np.zeros(channels), np.zeros(channels)
     for layer in layers:
         for seen in (layer.halves[half] for half in halves):
             np.maximum.at(highest, layer.index, np.maximum(-seen.low, seen.high))
         np.maximum.at(weights, layer.index, np.abs(layer.weight).max(axis=0))
+    alive = highest > 0
+    if alive.any():
+        highest[alive] = np.maximum(highest[alive], np.median(highest[alive]))
     return smoothing_scale(highest, weights, alpha)
 
 
