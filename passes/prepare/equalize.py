@@ -77,9 +77,14 @@ class Equalize(Pass):
     def apply(self, graph: Graph, ctx: Context) -> int:
         namer, changes = g.Namer(graph), 0
         regions = [region for _, region in _regions(graph)]
-        limits = [self._limits(region, ctx) for region in regions]
-        for region, limit, s in zip(regions, limits, equalized(regions, limits), strict=True):
-            shift = self._absorbable(region, ctx)
+        shifts = [self._absorbable(region, ctx) for region in regions]
+        limits = [self._limits(r, c, ctx) for r, c in zip(regions, shifts, strict=True)]
+        for region, shift in zip(regions, shifts, strict=True):
+            if shift.any():
+                changes += 1
+                _absorb(region, shift, namer)
+        scales = equalized(regions, limits)
+        for region, shift, limit, s in zip(regions, shifts, limits, scales, strict=True):
             if np.abs(np.log(s)).max() > WORTH_IT:
                 changes += 1
                 region.divide(s, namer)
@@ -87,23 +92,19 @@ class Equalize(Pass):
                     _widen(region)
             else:
                 s = np.ones_like(s)
-            shift = shift / s
-            if shift.any():
-                changes += 1
-                _absorb(region, shift, namer)
             _move_statistics(region, s, shift, ctx)
         for key in [key for key in ctx.stats if key.endswith("#equalize")]:
             del ctx.stats[key]  # the tensors have other ranges now
         return changes
 
-    def _limits(self, region: Region, ctx: Context) -> Limits:
-        """What the Clips in a region leave of s."""
+    def _limits(self, region: Region, shift: Vector, ctx: Context) -> Limits:
+        """What the Clips in a region leave of s, once `shift` has been absorbed."""
         reach = np.zeros(region.channels)  # max p / h
         for clip in region.clips:
             bounds = g.clip_bounds(clip)
             assert bounds is not None
             _, high = self._reach(clip.inputs[0].name, region, ctx)
-            reach = np.maximum(reach, high / bounds[1])
+            reach = np.maximum(reach, (high - shift) / bounds[1])
         clipped = reach > 1
         if not clipped.any():
             return Limits(np.zeros_like(reach), np.full_like(reach, np.inf))
@@ -279,10 +280,10 @@ def _absorb(region: Region, c: Vector, namer: g.Namer) -> None:
 
 
 def _move_statistics(region: Region, s: Vector, c: Vector, ctx: Context) -> None:
-    """What batch normalization said of the tensors, after x → x / s − c."""
+    """What batch normalization said of the tensors, after x → (x − c) / s."""
     absorbing = region.makers[0][0].outputs[0].name
     for name in region.tensors.keys() & ctx.batch_statistics.keys():
         index = region.tensors[name].reshape(-1)
         mean, deviation = ctx.batch_statistics[name]
         shift = c[index] if name == absorbing else 0.0
-        ctx.batch_statistics[name] = (mean / s[index] - shift, deviation / s[index])
+        ctx.batch_statistics[name] = ((mean - shift) / s[index], deviation / s[index])

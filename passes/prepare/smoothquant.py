@@ -237,9 +237,8 @@ def _divide_before(site: Site, s: Vector, maker: g.Maker) -> None:
     """Readers of X read X · s⁻¹ and multiply their columns by s."""
     source = site.source
     assert source is not None
-    factor = maker.constant(
-        f"{source.name}_smoothing", (1 / s).astype(site.readers[0][0].inputs[1].dtype)
-    )
+    first = site.readers[0][0]  # in two bodies, one tensor is divided by two things
+    factor = maker.constant(f"{first.name}_smoothing", (1 / s).astype(first.inputs[1].dtype))
     divided = maker.emit(site.body, "Mul", [source, factor], f"{source.name}_smoothed")
     divided.dtype = source.dtype
     for node, index in site.readers:

@@ -18,6 +18,7 @@ elsewhere a Gather makes it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
@@ -35,7 +36,7 @@ from onnxq.observe import ChannelExtremes, Observer
 from onnxq.pipeline import Context, Pass
 from onnxq.qtype import QType, spread, weight_scale
 
-DONE = "_split"  # ends the name of a weight that has been split
+DONE = "_split"
 WEIGHT = QType.parse("s8:channel")
 _PASSING = ("Relu", "LeakyRelu", "Clip", "Identity")
 
@@ -136,8 +137,13 @@ def _layers(graph: Graph) -> Iterator[tuple[Graph, Node]]:
                 continue
             own = len(view.tensor.outputs) == 1 and not g.is_constant(node.inputs[0])
             plain = view.groups == 1 and not node.attrs.get("transA", 0)
-            if own and plain and not view.tensor.name.endswith(DONE):
+            if own and plain and not _is_split(view.tensor.name):
                 yield body, node
+
+
+def _is_split(name: str) -> bool:
+    """The name of a weight says that it has been split; a number may make it unique."""
+    return re.search(rf"{DONE}(_\d+)?$", name) is not None
 
 
 def _double_columns(node: Node, split: Split, of: str, ctx: Context, maker: g.Maker) -> None:
@@ -190,7 +196,7 @@ def _double_rows(
     along = [1] * stored.ndim
     along[view.axis] = -1
     rows = np.take(stored, index, axis=view.axis) * shares.reshape(along)
-    ending = DONE if view.tensor.name.endswith(DONE) else ""
+    ending = DONE if _is_split(view.tensor.name) else ""
     name = maker.name(f"{view.tensor.name.removesuffix(DONE)}_doubled{ending}")
     before.inputs[1] = g.constant(name, rows.astype(stored.dtype))
     if bias.any():
