@@ -68,17 +68,15 @@ class Region:
 
 
 def region_of(body: Graph, node: Node, shapes: Shapes, clips: bool = False) -> Region | None:
-    """What carries the channels that a linear operator or normalization makes.
+    """What carries the channels that a linear operator, a normalization or a gain makes.
 
     None where they cannot be scaled: something else reads them, a weight is shared, or the model
     gives them out. `clips` takes Clip(0, high) for homogeneous: its bounds are the caller's.
     """
-    channels = maker_channels(node)
-    if channels is None:
+    index = _index_made(node)
+    if index is None:
         return None
-    axis = -1 if node.op in NORMS else affine.channel_axis_from_end(node)
-    index = np.arange(channels).reshape(-1, *(1,) * (-axis - 1))
-    flood = _Flood(body, shapes, Region(channels), clips)
+    flood = _Flood(body, shapes, Region(index.size), clips)
     try:
         flood.run(node.outputs[0], index)
     except Blocked:
@@ -97,6 +95,21 @@ def maker_channels(node: Node) -> int | None:
         return None
     channels = affine.out_channels(node)
     return None if affine.bias(node, channels) is None else channels
+
+
+def _index_made(node: Node) -> Index | None:
+    """Where a node puts the channels that it makes; None if it makes none that can be scaled."""
+    if node.op == "Mul" and g.is_standard(node):
+        gains = [t for t in node.inputs if g.is_constant(t) and g.is_float(t)]
+        shape = tuple(gains[0].shape) if len(gains) == 1 else ()
+        size = max(shape, default=1)
+        vector = size > 1 and np.prod(shape) == size
+        return np.arange(size).reshape(shape) if vector else None
+    channels = maker_channels(node)
+    if channels is None:
+        return None
+    axis = -1 if node.op in NORMS else affine.channel_axis_from_end(node)
+    return np.arange(channels).reshape(-1, *(1,) * (-axis - 1))
 
 
 def _is_scalable(node: Node) -> bool:

@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnxq.passes.prepare import affine
 from onnxq.passes.prepare.affine import Vector
-from onnxq.passes.prepare.channels import NORMS, Index, Region, region_of
+from onnxq.passes.prepare.channels import Index, Region, region_of
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
@@ -199,12 +199,11 @@ def _sites(graph: Graph) -> Iterator[Site]:
         folded: set[int] = set()
         made: set[int] = set()
         for node in body.nodes:
-            if id(node) in made or not (g.weight_view(node) or node.op in NORMS):
-                continue
-            region = region_of(body, node, shapes)
+            region = None if id(node) in made else region_of(body, node, shapes)
             if region is None:
                 continue
             made |= {id(maker) for maker, _ in region.makers}
+            made |= {id(other) for other, _, _ in region.constants}
             if all(_is_row_by_row(reader) for reader, _ in region.readers):
                 folded |= {id(reader) for reader, _ in region.readers}
                 yield Site(body, region.readers, region.channels, region)
