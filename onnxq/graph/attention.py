@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,16 +59,14 @@ def _leads_to_product(tensor: gs.Tensor) -> bool:
             return not any(is_constant(t) for t in node.inputs)
         if node.op not in MASKS:
             return False
-        node = next(
-            (m for t in node.inputs if (m := producer(t)) and m.op in ("MatMul", *MASKS)), None
-        )
+        node = next((m for m in _makers(node.inputs) if m.op in ("MatMul", *MASKS)), None)
     return False
 
 
 def rotary(node: Node) -> Pattern | None:
     """x·cos + rotate_half(x)·sin; or of two halves, Concat(a·cos − b·sin, b·cos + a·sin)."""
-    makers = [producer(t) for t in node.inputs]
-    if len(makers) != 2 or any(maker is None for maker in makers):
+    makers = _makers(node.inputs)
+    if len(makers) != 2 or len(node.inputs) != 2:
         return None
     return _whole(node, makers) if node.op == "Add" else _halves(node, makers)
 
@@ -92,8 +91,8 @@ def _rotation(half: gs.Tensor, x: gs.Tensor) -> list[Node] | None:
     minus, first = producer(concat.inputs[0]), producer(concat.inputs[1])
     if minus is None or first is None or minus.op != "Neg":
         return None
-    parts = [first, producer(minus.inputs[0])]
-    if any(n is None or n.op not in ("Slice", "Split") or n.inputs[0] is not x for n in parts):
+    parts = _makers([concat.inputs[1], minus.inputs[0]])
+    if len(parts) < 2 or any(n.op not in ("Slice", "Split") or n.inputs[0] is not x for n in parts):
         return None
     return list({id(n): n for n in (*parts, minus, concat)}.values())
 
@@ -102,18 +101,21 @@ def _halves(node: Node, makers: list[Node]) -> Pattern | None:
     minus, plus = makers
     if minus.op != "Sub" or plus.op != "Add":
         return None
-    products = [producer(t) for maker in (minus, plus) for t in maker.inputs]
-    if any(p is None or p.op != "Mul" for p in products):
+    products = _makers([*minus.inputs, *plus.inputs])
+    if len(products) < 4 or any(product.op != "Mul" for product in products):
         return None
     factors = [{id(t) for t in product.inputs} for product in products]
     a_cos, b_sin, *others = factors
     for one, two in (others, others[::-1]):  # of a·cos, b·sin, a·sin, b·cos each pair shares one
         pairs = ((a_cos, one), (a_cos, two), (b_sin, one), (b_sin, two))
         if all(len(p & q) == 1 for p, q in pairs) and not a_cos & b_sin and not one & two:
-            x = products[0].inputs[0]
-            nodes = [*products, minus, plus, node]
-            split = producer(x)
-            if split is not None and split.op == "Split":
-                x, nodes = split.inputs[0], [split, *nodes]
-            return Pattern("rotary", tuple(nodes), x, node.outputs[0])
+            nodes = (*products, minus, plus, node)
+            splits = [n for n in _makers(products[0].inputs) if n.op == "Split"]
+            x = (splits[0] if splits else products[0]).inputs[0]
+            return Pattern("rotary", (*splits, *nodes), x, node.outputs[0])
     return None
+
+
+def _makers(tensors: Iterable[gs.Tensor]) -> list[Node]:
+    """The nodes that make tensors, of those that some node makes."""
+    return [maker for tensor in tensors if (maker := producer(tensor)) is not None]

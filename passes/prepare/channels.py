@@ -18,21 +18,16 @@ of heads in attention (batch, heads, tokens, size) has (heads, 1, size).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 from onnxq.passes.prepare import affine
-from onnxq.passes.prepare.affine import Vector
+from onnxq.passes.prepare.region import NORMS, Index, Region, is_scalable, maker_channels
 from onnxq.passes.prepare.reshape import reshaped
 
 from onnxq import graph as g
 from onnxq.graph import Graph, Node
 
-Index = NDArray[np.int64]
 Shapes = dict[str, tuple[int | str | None, ...]]
-NORMS = ("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization")
 _POINTWISE = ("Relu", "LeakyRelu", "PRelu", "Identity", "Dropout", "Neg", "Abs")
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 _SAME_PLACE = ("Slice", "Pad", "Expand", "Split")  # channels stay where they are on their axes
@@ -42,29 +37,6 @@ _JOINT = ("Add", "Sub", "Sum", "Max", "Min", "Concat")
 
 class Blocked(Exception):
     """Something carries the channels that does not commute with a scale."""
-
-
-@dataclass
-class Region:
-    """All that changes when channels are scaled; see the module."""
-
-    channels: int
-    tensors: dict[str, Index] = field(default_factory=dict)
-    makers: list[tuple[Node, Index]] = field(default_factory=list)
-    constants: list[tuple[Node, int, Index]] = field(default_factory=list)  # slot of each
-    readers: list[tuple[Node, Index]] = field(default_factory=list)
-    clips: list[Node] = field(default_factory=list)
-
-    def divide(self, s: Vector, namer: g.Namer) -> None:
-        """Divide the channels by s (channels,) and multiply the readers' columns by it."""
-        for node, index in self.makers:
-            _divide_maker(node, s[index], namer)
-        for node, slot, index in self.constants:
-            old = node.inputs[slot]
-            values = (g.values(old) / s[index]).astype(old.dtype)
-            node.inputs[slot] = g.constant(namer(f"{old.name}_scaled"), values)
-        for node, index in self.readers:
-            affine.scale_columns(node, s[index], namer)
 
 
 def region_of(body: Graph, node: Node, shapes: Shapes, clips: bool = False) -> Region | None:
@@ -84,19 +56,6 @@ def region_of(body: Graph, node: Node, shapes: Shapes, clips: bool = False) -> R
     return flood.region if flood.region.readers else None
 
 
-def maker_channels(node: Node) -> int | None:
-    """How many channels a node makes that can be scaled by its constants; None for others."""
-    if node.op in NORMS and (g.is_standard(node) or node.domain == "com.microsoft"):
-        last = node.attrs.get("axis", -1) == -1
-        fixed = all(g.is_constant(t) or not t.name for t in node.inputs[1:])
-        vector = len(node.inputs) > 1 and len(node.inputs[1].shape or ()) == 1
-        return int(node.inputs[1].shape[0]) if last and fixed and vector else None
-    if not _is_scalable(node):
-        return None
-    channels = affine.out_channels(node)
-    return None if affine.bias(node, channels) is None else channels
-
-
 def _index_made(node: Node) -> Index | None:
     """Where a node puts the channels that it makes; None if it makes none that can be scaled."""
     if node.op == "Mul" and g.is_standard(node):
@@ -110,29 +69,6 @@ def _index_made(node: Node) -> Index | None:
         return None
     axis = -1 if node.op in NORMS else affine.channel_axis_from_end(node)
     return np.arange(channels).reshape(-1, *(1,) * (-axis - 1))
-
-
-def _is_scalable(node: Node) -> bool:
-    """A linear operator whose weight is its own and one matrix."""
-    view = g.weight_view(node)
-    if view is None or node.op not in affine.LINEAR or view.batched:
-        return False
-    return len(view.tensor.outputs) == 1
-
-
-def _divide_maker(node: Node, s: Vector, namer: g.Namer) -> None:
-    if node.op in NORMS:
-        for slot in (1, 2)[: len(node.inputs) - 1]:
-            old = node.inputs[slot]
-            if old.name:
-                values = (g.values(old) / s).astype(old.dtype)
-                node.inputs[slot] = g.constant(namer(f"{old.name}_scaled"), values)
-        return
-    bias = affine.bias(node, len(s))
-    assert bias is not None
-    affine.scale_rows(node, 1 / s, namer)
-    if bias.any():
-        affine.set_bias(node, bias / s, namer)
 
 
 def _along(index: Index, axis: int, channels: int) -> Index:
@@ -199,7 +135,7 @@ class _Flood:
             return
         if g.weight_view(node) is not None and node.op in affine.LINEAR:
             alone = [t is tensor for t in node.inputs] == [True] + [False] * (len(node.inputs) - 1)
-            if not alone or not _is_scalable(node) or node.attrs.get("transA", 0):
+            if not alone or not is_scalable(node) or node.attrs.get("transA", 0):
                 raise Blocked
             axis = g.input_channel_axis(node)
             self.region.readers.append((node, _along(index, axis, affine.in_channels(node))))

@@ -29,7 +29,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from onnxq.passes.prepare import affine
 from onnxq.passes.prepare.affine import Vector
-from onnxq.passes.prepare.channels import NORMS, Region, region_of
+from onnxq.passes.prepare.channels import region_of
+from onnxq.passes.prepare.region import NORMS, Region
 
 from onnxq import graph as g
 from onnxq.graph import Graph, Node

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,5 +77,5 @@ def _matched(before: Shape, after: Shape) -> list[tuple[slice, slice]]:
     return found
 
 
-def _is_known(shape: Shape) -> bool:
+def _is_known(shape: Shape) -> TypeGuard[Sequence[int]]:
     return all(isinstance(size, int) for size in shape)

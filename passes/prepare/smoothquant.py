@@ -23,7 +23,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnxq.passes.prepare import affine
 from onnxq.passes.prepare.affine import Vector
-from onnxq.passes.prepare.channels import Index, Region, region_of
+from onnxq.passes.prepare.channels import region_of
+from onnxq.passes.prepare.region import Index, Region
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError

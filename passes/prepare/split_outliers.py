@@ -44,7 +44,7 @@ _PASSING = ("Relu", "LeakyRelu", "Clip", "Identity")
 class Split(NamedTuple):
     """Which channel each new channel is a copy of, and what it holds of it, (new channels,)."""
 
-    index: NDArray[np.int64]
+    source: NDArray[np.int64]
     share: Vector
     offset: Vector
 
@@ -82,9 +82,9 @@ class SplitOutliers(Pass):
             if sizes is None or not sizes.any():
                 continue
             split = split_largest(sizes, math.ceil(self.ratio * channels))
-            shares = split.share if self.of == "activations" else np.ones(len(split.index))
-            if not _double_rows(body, node, split.index, shares, shapes, maker):
-                _gather(body, node, split.index, shares, maker)
+            shares = split.share if self.of == "activations" else np.ones(len(split.source))
+            if not _double_rows(body, node, split.source, shares, shapes, maker):
+                _gather(body, node, split.source, shares, maker)
             _double_columns(node, split, self.of, ctx, maker)
             changes += 1
         for key in [key for key in ctx.stats if key.endswith("#outliers")]:
@@ -151,7 +151,7 @@ def _double_columns(node: Node, split: Split, of: str, ctx: Context, maker: g.Ma
     assert view is not None
     stored = g.values(view.tensor)
     columns = 1 if node.op == "Conv" else view.block_axis
-    new = np.take(stored, split.index, axis=columns).astype(np.float64)
+    new = np.take(stored, split.source, axis=columns).astype(np.float64)
     if of == "weights":
         along = [1] * new.ndim
         along[columns] = -1

@@ -47,8 +47,8 @@ def test_the_largest_is_split_again_and_again(count: int) -> None:
     parts = sorted((int(k), float(sizes[k] * share)) for k, share in zip(*found[:2], strict=True))
     assert parts == naive(sizes.tolist(), count)
     for channel in range(4):
-        assert found.share[found.index == channel].sum() == 1
-        assert found.offset[found.index == channel].sum() == 0
+        assert found.share[found.source == channel].sum() == 1
+        assert found.offset[found.source == channel].sum() == 0
 
 
 def outliers(columns: int = 20) -> Array:
