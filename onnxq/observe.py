@@ -229,7 +229,7 @@ class ChannelRange(NamedTuple):
 
 @dataclass
 class ChannelExtremes:
-    """The smallest and the largest value of each channel along `axis`; infinite where none came."""
+    """The smallest and the largest value of each channel along `axis`; (0,) where none came."""
 
     axis: int
     low: NDArray[np.float64] | float = np.inf
@@ -249,7 +249,9 @@ class ChannelExtremes:
         self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
 
     def result(self) -> ChannelRange:
-        return ChannelRange(np.atleast_1d(self.low), np.atleast_1d(self.high))
+        if np.ndim(self.low) == 0:
+            return ChannelRange(np.zeros(0), np.zeros(0))
+        return ChannelRange(np.asarray(self.low), np.asarray(self.high))
 
 
 class ChannelRows(NamedTuple):

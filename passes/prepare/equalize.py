@@ -115,8 +115,8 @@ class Equalize(Pass):
         """The smallest and the largest value of each channel of a tensor, infinite if unknown."""
         low, high = np.full(region.channels, -np.inf), np.full(region.channels, np.inf)
         index = region.tensors[name].reshape(-1)
-        if f"{name}#equalize" in ctx.stats:
-            seen = ctx.stats[f"{name}#equalize"]
+        seen = ctx.stats.get(f"{name}#equalize")
+        if seen is not None and seen.low.size:
             more = self.margin * (seen.high - seen.low)
             low[index], high[index] = seen.low - more, seen.high + more
         elif ctx.samples is None and name in ctx.batch_statistics:

@@ -96,8 +96,7 @@ class SplitOutliers(Pass):
         """How far each input channel reaches, (in,)."""
         if self.of == "activations":
             seen = ctx.stats.get(f"{node.inputs[0].name}#outliers")
-            found = None if seen is None else np.maximum(-seen.low, seen.high)
-            return found if found is not None and np.isfinite(found).all() else None
+            return None if seen is None or not seen.low.size else np.maximum(-seen.low, seen.high)
         view = g.weight_view(node)
         assert view is not None
         matrix = np.abs(view.matrix()).astype(np.float64)
