@@ -113,15 +113,18 @@ class Equalize(Pass):
 
     def _reach(self, name: str, region: Region, ctx: Context) -> tuple[Vector, Vector]:
         """The smallest and the largest value of each channel of a tensor, infinite if unknown."""
-        low, high = np.full(region.channels, -np.inf), np.full(region.channels, np.inf)
-        index = region.tensors[name].reshape(-1)
         seen = ctx.stats.get(f"{name}#equalize")
         if seen is not None and seen.low.size:
             more = self.margin * (seen.high - seen.low)
-            low[index], high[index] = seen.low - more, seen.high + more
+            ends = seen.low - more, seen.high + more
         elif ctx.samples is None and name in ctx.batch_statistics:
             mean, deviation = ctx.batch_statistics[name]
-            low[index], high[index] = mean - DEVIATIONS * deviation, mean + DEVIATIONS * deviation
+            ends = mean - DEVIATIONS * deviation, mean + DEVIATIONS * deviation
+        else:
+            return np.full(region.channels, -np.inf), np.full(region.channels, np.inf)
+        low, high = np.full(region.channels, np.inf), np.full(region.channels, -np.inf)
+        np.minimum.at(low, region.tensors[name].reshape(-1), ends[0])
+        np.maximum.at(high, region.tensors[name].reshape(-1), ends[1])
         return low, high
 
     def _absorbable(self, region: Region, ctx: Context) -> Vector:
@@ -187,7 +190,9 @@ def _takes_shift(node: Node) -> bool:
 def _watched(region: Region) -> set[str]:
     """Tensors before activations whose reach decides something."""
     names = {clip.inputs[0].name for clip in region.clips}
-    return names | ({region.makers[0][0].outputs[0].name} if _absorbs(region) else set())
+    names |= {region.makers[0][0].outputs[0].name} if _absorbs(region) else set()
+    on_one_axis = {name for name, index in region.tensors.items() if index.size == len(index)}
+    return names & on_one_axis
 
 
 # ── equalization ─────────────────────────────────────────────────────────────────────────────────
