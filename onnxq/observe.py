@@ -7,7 +7,6 @@ tensor can be merged, so that runs can be split. `update` raises FloatingPointEr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -219,70 +218,3 @@ class Loudness:
         squares = 10.0 ** (np.array(levels) / 100)
         middle = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
         return float(squares[middle]), float(squares @ counts / counts.sum())
-
-
-class SecondMoments(NamedTuple):
-    """H = E[xxᵀ] (groups, in, in) and μ = E[x] (groups, in) of a layer's inputs, float32.
-
-    `rows` says how many inputs they are of, in each group.
-    """
-
-    product: NDArray[np.floating[Any]]
-    mean: NDArray[np.floating[Any]]
-    rows: int
-
-    def shrunk(self) -> NDArray[np.floating[Any]]:
-        """H with the covariances that so few rows cannot tell from chance taken back.
-
-        C = H − μμᵀ is shrunk toward its diagonal by in / (in + rows / 3), which is little where
-        rows abound, and leaves of H what inputs that vary by themselves would have where there are
-        few. Rows count for a third: those of one sample are alike (measured on unseen samples).
-        """
-        outer = self.mean[:, :, None] * self.mean[:, None, :]
-        size = self.mean.shape[1]
-        spread = self.product - outer
-        diagonal = np.arange(size)
-        variance = np.maximum(spread[:, diagonal, diagonal], 0)
-        spread *= np.float32(self.rows / (self.rows + 3 * size))
-        spread[:, diagonal, diagonal] = variance
-        spread += outer
-        return spread
-
-
-@dataclass
-class Hessian:
-    """E[xxᵀ] of what a layer's weight is multiplied with: half the Hessian of its squared error.
-
-    `unfold(x, limit)` gives the rows (groups, rows, in) of a tensor, `limit` at most. The product
-    takes BLAS, whose threads spin beside those of the runtime: not for observers that always run.
-    """
-
-    unfold: Callable[[Array, int], Array]
-    limit: int
-    product: NDArray[np.float32] | float = 0.0
-    total: NDArray[np.float32] | float = 0.0
-    rows: int = 0
-
-    def update(self, x: Array) -> None:
-        if not x.size:
-            return
-        rows = np.ascontiguousarray(self.unfold(x, self.limit), np.float32)
-        total = np.ones(rows.shape[1], np.float32) @ rows
-        if not np.isfinite(total).all():
-            raise FloatingPointError("NaN or infinite")
-        self.total = self.total + total
-        if len(rows) == 1:  # symmetric, of which BLAS makes half the work
-            self.product = self.product + (rows[0].T @ rows[0])[None]
-        else:
-            self.product = self.product + rows.swapaxes(1, 2) @ rows
-        self.rows += rows.shape[1]
-
-    def merge(self, other: Hessian) -> None:
-        self.product, self.total = self.product + other.product, self.total + other.total
-        self.rows += other.rows
-
-    def result(self) -> SecondMoments:
-        count = np.float32(max(self.rows, 1))
-        return SecondMoments(
-            np.atleast_3d(self.product) / count, np.atleast_2d(self.total) / count, self.rows
-        )

@@ -24,7 +24,7 @@ from onnxq import graph as g
 from onnxq.calibrate import observe
 from onnxq.errors import OnnxqError
 from onnxq.graph import Graph
-from onnxq.observe import Hessian, SecondMoments
+from onnxq.observe_channels import Hessian, SecondMoments
 from onnxq.pipeline import Context, Pass
 from onnxq.qtype import Floats, QTensor, QType
 

@@ -3,8 +3,11 @@
 from onnxq.passes.lower.dynamic import Dynamic
 from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.qoperator import QOperator
+from onnxq.passes.prepare.equalize import Equalize
 from onnxq.passes.prepare.fold_batchnorm import FoldBatchNorm
 from onnxq.passes.prepare.normalize import Normalize
+from onnxq.passes.prepare.smoothquant import SmoothQuant
+from onnxq.passes.prepare.split_outliers import SplitOutliers
 from onnxq.passes.prepare.widen import Widen
 from onnxq.passes.solve.adaround import AdaRound
 from onnxq.passes.solve.assign import Assign
@@ -25,6 +28,7 @@ __all__ = [
     "Calibrate",
     "CoordinateDescent",
     "Dynamic",
+    "Equalize",
     "FoldBatchNorm",
     "FoldFakeQuant",
     "InsertQDQ",
@@ -33,7 +37,9 @@ __all__ = [
     "QuantizeBias",
     "RoundToNearest",
     "SearchScales",
+    "SmoothQuant",
     "SpareQuiet",
     "SpareSlow",
+    "SplitOutliers",
     "Widen",
 ]

@@ -7,7 +7,7 @@ from graphs import Array, normal, run
 
 from onnxq import graph as g
 from onnxq.graph import Unfolding
-from onnxq.observe import Hessian
+from onnxq.observe_channels import Hessian
 
 # (operator, shape of x, shape of w, attributes); y has no bias
 LAYERS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {

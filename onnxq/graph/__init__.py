@@ -23,6 +23,7 @@ from onnxq.graph.proto import (
     minimum_ir_version,
     save,
     set_metadata,
+    shapes,
     to_proto,
     to_proto_without_weights,
 )
@@ -97,6 +98,7 @@ __all__ = [
     "save",
     "set_metadata",
     "set_values",
+    "shapes",
     "sole_consumer",
     "sort",
     "subgraphs",
