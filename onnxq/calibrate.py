@@ -1,11 +1,18 @@
-"""Stream samples through ONNX Runtime into observers."""
+"""Stream samples through ONNX Runtime into observers, those alone whose results are not at hand.
+
+A result depends on what its tensor is computed from, on the samples and on the observer, and on
+nothing else of the model or the recipe: it is cached under these.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
+from onnxq import cache
 from onnxq import graph as g
+from onnxq.digest import digests
 from onnxq.errors import OnnxqError
 from onnxq.observe import Observer
 from onnxq.probe import Probe
@@ -25,6 +32,40 @@ def observe(
     A key is `tensor` or `tensor#purpose`. Raises OnnxqError for a tensor that is not in the graph
     and for a sample that makes one NaN or infinite.
     """
+    names = _cache_keys(graph, observers, samples)
+    known = {key: value for key, name in names.items() if (value := cache.get(name)) is not None}
+    fresh = {key: observer for key, observer in observers.items() if key not in known}
+    if fresh:
+        known |= _observe(graph, fresh, samples, threads, progress)
+        for key in fresh.keys() & names.keys():
+            with suppress(TypeError):  # a result of a kind that cannot be kept
+                cache.put(names[key], known[key])
+        cache.prune()
+    return {key: known[key] for key in observers}
+
+
+def _cache_keys(
+    graph: g.Graph, observers: Mapping[str, Observer], samples: Samples
+) -> dict[str, str]:
+    """None where nothing is cached, and for an observer that is no plain record."""
+    if cache.folder() is None:
+        return {}
+    origins, fed = digests(graph), samples.identity()
+    keys: dict[str, str] = {}
+    for key, observer in observers.items():
+        if (tensor := key.split("#")[0]) in origins:
+            with suppress(TypeError):
+                keys[key] = cache.key("observe", origins[tensor], fed, observer)
+    return keys
+
+
+def _observe(
+    graph: g.Graph,
+    observers: Mapping[str, Observer],
+    samples: Samples,
+    threads: int | None,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
     wanted = sorted({key.split("#")[0] for key in observers})
     probe = Probe(graph, wanted, threads=threads)
     total = len(samples)

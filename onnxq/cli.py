@@ -5,52 +5,47 @@ What is slow to import is imported inside the commands: `onnxq --help` answers a
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
-from onnxq.errors import OnnxqError
-
-if TYPE_CHECKING:
-    from onnxq.report import Report
-
-
-class Command(TyperCommand):
-    """A command that ends with one line on stderr when it cannot do what it was asked.
-
-    With `onnxq --debug COMMAND` a traceback stands before it.
-    """
-
-    def invoke(self, ctx: Any) -> Any:
-        debug = bool(ctx.find_root().params.get("debug"))
-        try:
-            return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, BrokenPipeError):
-            raise
-        except OnnxqError as error:
-            raise _failed(str(error), debug) from None
-        except KeyboardInterrupt:
-            raise _stopped() from None
-        except OSError as error:
-            what = f"{error.strerror or error}: {error.filename or ''}"
-            raise _failed(what.rstrip(": "), debug) from None
-        except MemoryError:
-            raise _failed("there is not enough memory for this model", debug) from None
-        except Exception as error:
-            if isinstance(error.__context__, KeyboardInterrupt):  # hit a library while it loaded
-                raise _stopped() from None
-            raise _failed(
-                f"unexpected {type(error).__name__}: {error} (a fault of onnxq: please report it "
-                "with what `onnxq --debug COMMAND` prints)",
-                debug,
-            ) from None
+from onnxq import cli_tuning
+from onnxq.options import (
+    CHOICE,
+    OUT,
+    RUN,
+    BatchSize,
+    Command,
+    CustomOps,
+    Data,
+    Exclude,
+    GroupBy,
+    Include,
+    Json,
+    Model,
+    NoCache,
+    Preprocess,
+    Preset,
+    Quiet,
+    RecipeFile,
+    ReportFile,
+    Seed,
+    Settings,
+    States,
+    TargetName,
+    Threads,
+    check_file,
+    deliver,
+    print_json,
+    state_pairs,
+    stopped,
+    working,
+)
 
 
 class Catalogue(TyperGroup):
@@ -58,20 +53,6 @@ class Catalogue(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, args or ["list"])
-
-
-def _stopped() -> typer.Exit:
-    typer.echo("onnxq: stopped; nothing was written", err=True)
-    return typer.Exit(130)
-
-
-def _failed(message: str, debug: bool) -> typer.Exit:
-    if debug:
-        import traceback
-
-        traceback.print_exc()
-    typer.echo(f"onnxq: error: {' '.join(message.split())}", err=True)
-    return typer.Exit(1)
 
 
 app = typer.Typer(
@@ -97,7 +78,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(_stopped().exit_code)
+        sys.exit(stopped().exit_code)
 
 
 def _version(wanted: bool) -> None:
@@ -121,11 +102,6 @@ def _root(
 ) -> None: ...
 
 
-# ── options that several commands share ──────────────────────────────────────────────────────────
-
-RUN, CHOICE, OUT = "Samples and running", "What to quantize, and how", "Output"
-
-
 class Form(StrEnum):
     """How activations are quantized."""
 
@@ -133,104 +109,7 @@ class Form(StrEnum):
     dynamic = "dynamic"
 
 
-Model = Annotated[Path, typer.Argument(help="The float ONNX model.", show_default=False)]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SOURCE",
-        rich_help_panel=RUN,
-        show_default=False,
-        help="Samples: an .npz file with an array per model input, a sample per row; a folder of "
-        ".npz files, a sample each; a folder of images, see --preprocess; or module:function, "
-        "which yields dicts of arrays. Without it, samples are made up from the model.",
-    ),
-]
-BatchSize = Annotated[
-    int, typer.Option(min=1, metavar="N", rich_help_panel=RUN, help="Samples per inference.")
-]
-Preprocess = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE.toml",
-        rich_help_panel=RUN,
-        show_default="preprocess.toml in the folder",
-        help="How a folder of images is prepared: resize, crop, scale, mean, std, color, layout.",
-    ),
-]
-States = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--state",
-        metavar="OUT=IN",
-        rich_help_panel=RUN,
-        show_default=False,
-        help="The output OUT of one run is the input IN of the next: samples may leave IN out. "
-        "Usual names are recognised. Can be repeated.",
-    ),
-]
-GroupBy = Annotated[
-    str | None,
-    typer.Option(
-        "--group-by",
-        metavar="WHAT",
-        rich_help_panel=RUN,
-        show_default=False,
-        help="Show what each group of samples loses: an array of the .npz with an entry per "
-        "sample, such as a label; folder for the sub-folders of images; or module:function, called "
-        "with each feed for its group.",
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        min=1, metavar="N", rich_help_panel=RUN, show_default="all cores", help="Threads to use."
-    ),
-]
-Seed = Annotated[
-    int,
-    typer.Option(min=0, metavar="N", rich_help_panel=RUN, help="For all that is drawn at random."),
-]
-TargetName = Annotated[
-    str,
-    typer.Option(
-        "--target",
-        metavar="NAME",
-        rich_help_panel=CHOICE,
-        help="What will run the model: a name from `onnxq targets`, auto for this machine, or a "
-        ".toml file of your own.",
-    ),
-]
-CustomOps = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--custom-ops",
-        metavar="LIB",
-        rich_help_panel=RUN,
-        show_default=False,
-        help="A shared library of custom operators that the model uses; its code runs. Can be "
-        "repeated.",
-    ),
-]
-Json = Annotated[
-    bool,
-    typer.Option("--json", rich_help_panel=OUT, help="Print JSON and nothing else on stdout."),
-]
-ReportFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--report",
-        metavar="FILE.json",
-        rich_help_panel=OUT,
-        show_default=False,
-        help="Write the whole report, every layer, to this file.",
-    ),
-]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As the list has it.")]
-Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", rich_help_panel=OUT, help="Print warnings and errors only."),
-]
-
 
 # ── commands ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -264,6 +143,7 @@ def quantize(
     seed: Seed = 0,
     threads: Threads = None,
     custom_ops: CustomOps = None,
+    no_cache: NoCache = False,
     no_verify: Annotated[
         bool,
         typer.Option(
@@ -280,50 +160,11 @@ def quantize(
             help="Also quantize what is slower in integers on this machine.",
         ),
     ] = False,
-    preset: Annotated[
-        str,
-        typer.Option(metavar="NAME", rich_help_panel=CHOICE, help="A name from `onnxq presets`."),
-    ] = "int8-static",
-    recipe: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.toml",
-            rich_help_panel=CHOICE,
-            show_default=False,
-            help="A recipe of your own instead of a preset; begin with `onnxq presets show "
-            "int8-static > mine.toml`.",
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="PASS.FIELD=VALUE",
-            rich_help_panel=CHOICE,
-            show_default=False,
-            help="Change one field of one pass of the recipe; can be repeated. `onnxq passes show "
-            "PASS` lists the fields.",
-        ),
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            rich_help_panel=CHOICE,
-            show_default=False,
-            help="Quantize these nodes only: a name or operator type, with wildcards (*, ?), or a "
-            "regular expression after re:. Can be repeated.",
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            rich_help_panel=CHOICE,
-            show_default=False,
-            help="Leave these nodes float; patterns as for --include. Can be repeated.",
-        ),
-    ] = None,
+    preset: Preset = "int8-static",
+    recipe: RecipeFile = None,
+    settings: Settings = None,
+    include: Include = None,
+    exclude: Exclude = None,
     target: TargetName = "cpu",
     output: Annotated[
         Path | None,
@@ -341,33 +182,34 @@ def quantize(
     quiet: Quiet = False,
 ) -> None:
     """Quantize a model, run it beside the original, and write it if it holds."""
-    with _working(not quiet) as progress:
-        from onnxq import api
+    with working(not quiet) as progress:
+        from onnxq import api, cache
 
-        _check_report(report, model, output)
-        result = api.quantize(
-            model,
-            preset,
-            samples=data,
-            preprocess=preprocess,
-            states=_pairs(state),
-            output=output,
-            recipe=recipe,
-            settings=settings or (),
-            target=target,
-            include=include or (),
-            exclude=exclude or (),
-            limit=samples,
-            group_by=group_by,
-            batch_size=batch_size,
-            seed=seed,
-            threads=threads,
-            custom_ops=custom_ops or (),
-            check=not no_verify,
-            latency_check=not no_latency_check,
-            progress=progress,
-        )
-    _deliver(result.report, report, json, quiet)
+        check_file(report, model, output)
+        with cache.disabled(no_cache):
+            result = api.quantize(
+                model,
+                preset,
+                samples=data,
+                preprocess=preprocess,
+                states=state_pairs(state),
+                output=output,
+                recipe=recipe,
+                settings=settings or (),
+                target=target,
+                include=include or (),
+                exclude=exclude or (),
+                limit=samples,
+                group_by=group_by,
+                batch_size=batch_size,
+                seed=seed,
+                threads=threads,
+                custom_ops=custom_ops or (),
+                check=not no_verify,
+                latency_check=not no_latency_check,
+                progress=progress,
+            )
+    deliver(result.report, report, json, quiet)
 
 
 @app.command(
@@ -394,16 +236,16 @@ def validate(
     quiet: Quiet = False,
 ) -> None:
     """Compare a quantized model with its float model: outputs, layers, size, latency."""
-    with _working(not quiet) as progress:
+    with working(not quiet) as progress:
         from onnxq import api
 
-        _check_report(report, model, quantized)
+        check_file(report, model, quantized)
         found = api.validate(
             model,
             quantized,
             samples=data,
             preprocess=preprocess,
-            states=_pairs(state),
+            states=state_pairs(state),
             limit=samples,
             group_by=group_by,
             batch_size=batch_size,
@@ -412,7 +254,7 @@ def validate(
             custom_ops=custom_ops or (),
             progress=progress,
         )
-    _deliver(found, report, json, quiet)
+    deliver(found, report, json, quiet)
 
 
 @app.command(cls=Command, epilog="Example: onnxq inspect model.onnx --target cpu --form dynamic")
@@ -430,13 +272,13 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Say what a model is made of, what a target could quantize, and why not the rest."""
-    with _working(True) as progress:
+    with working(True) as progress:
         from onnxq import api
 
         progress("inspect", 0, 1)
         found = api.inspect(model, target=target, form=form.value, custom_ops=custom_ops or ())
     if json:
-        _print_json(found.to_json(), found.warnings)
+        print_json(found.to_json(), found.warnings)
         return
     from onnxq import show
 
@@ -467,7 +309,7 @@ def bench(
     json: Json = False,
 ) -> None:
     """Time models against each other, run by run in turns, and measure their peak memory."""
-    with _working(True) as progress:
+    with working(True) as progress:
         from onnxq import api
 
         progress("time the models", 0, 1)
@@ -475,7 +317,7 @@ def bench(
             models,
             samples=data,
             preprocess=preprocess,
-            states=_pairs(state),
+            states=state_pairs(state),
             seconds=seconds,
             threads=threads,
             custom_ops=custom_ops or (),
@@ -483,11 +325,15 @@ def bench(
     if json:
         from json import dumps
 
-        _print_json(dumps(rows, indent=2), ())
+        print_json(dumps(rows, indent=2), ())
         return
     from onnxq import show
 
     show.show_bench(rows, show.output_console())
+
+
+app.command(cls=Command, epilog=cli_tuning.SENSITIVITY_EXAMPLES)(cli_tuning.sensitivity)
+app.command(cls=Command, epilog=cli_tuning.TUNE_EXAMPLES)(cli_tuning.tune)
 
 
 # ── catalogues ───────────────────────────────────────────────────────────────────────────────────
@@ -590,46 +436,6 @@ _catalogue(
 )
 
 
-# ── printing ─────────────────────────────────────────────────────────────────────────────────────
-
-
-@contextmanager
-def _working(progress: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar, and stdout kept free of what libraries and users' functions print."""
-    from onnxq.show import progress_bar
-
-    with redirect_stdout(sys.stderr), progress_bar(progress) as report:
-        yield report
-
-
-def _deliver(report: Report, path: Path | None, json: bool, quiet: bool) -> None:
-    """The report where the user wants it."""
-    from onnxq import show
-
-    try:
-        if path is not None:
-            _write(path, report.to_json() + "\n")
-        if json:
-            _print_json(report.to_json(), report.warnings)
-        elif quiet:
-            _print_warnings(report.warnings)
-        else:
-            show.show_report(report, show.output_console())
-    except KeyboardInterrupt:  # by now something is written
-        typer.echo("onnxq: stopped while reporting; the work was done", err=True)
-        raise typer.Exit(130) from None
-
-
-def _print_json(text: str, warnings: Any) -> None:
-    _print_warnings(warnings)
-    typer.echo(text)
-
-
-def _print_warnings(warnings: Any) -> None:
-    for warning in warnings:
-        typer.echo(f"onnxq: warning: {warning}", err=True)
-
-
 def _print_names(rows: list[tuple[str, str]]) -> None:
     from onnxq import show
 
@@ -653,42 +459,6 @@ def _value_text(value: Any) -> str:
     if isinstance(value, tuple):
         return repr(list(value))
     return "required" if value is MISSING else str(value)
-
-
-def _pairs(states: list[str] | None) -> dict[str, str]:
-    """OUT=IN, as often as it is given, as {OUT: IN}."""
-    pairs: dict[str, str] = {}
-    for text in states or ():
-        output, equals, name = text.partition("=")
-        if not (output and equals and name):
-            raise OnnxqError(f"--state {text}: give an output and an input as OUT=IN")
-        if output in pairs:
-            raise OnnxqError(f"--state {text}: {output!r} is paired already; give it once")
-        pairs[output] = name
-    return pairs
-
-
-def _check_report(path: Path | None, *models: Path | None) -> None:
-    """Refuse a report file that could not be written, or is one of the models, before any work."""
-    if path is None:
-        return
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise OnnxqError(f"there is no folder {str(folder)!r} to write the report to")
-    if path.is_dir() or not os.access(folder, os.W_OK):
-        raise OnnxqError(f"the report {str(path)!r} cannot be written")
-    if any(path.absolute() == model.absolute() for model in models if model is not None):
-        raise OnnxqError("the report would replace a model; choose another --report")
-
-
-def _write(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
-    from onnxq.scratch import scratch
-
-    with scratch(path.parent) as folder:
-        staged = folder / "report"
-        staged.write_text(text, "utf-8")
-        os.replace(staged, path)
 
 
 if __name__ == "__main__":

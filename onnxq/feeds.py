@@ -111,6 +111,11 @@ class Source(Protocol):
     def where(self, feed: int, row: int = 0) -> str:
         """Names the sample at `row` of a feed, for a message."""
 
+    def origin(self, start: int, stop: int | None) -> str:
+        """What the feeds `start` to `stop` are made from, where that is quicker to tell than they
+        are to make; "" where it is not.
+        """
+
 
 @dataclass
 class OneByOne:
@@ -118,6 +123,9 @@ class OneByOne:
 
     name: str
     note: ClassVar[str] = ""
+
+    def origin(self, start: int, stop: int | None) -> str:
+        return ""
 
     def samples(self, start: int, stop: int) -> int:
         return max(0, stop - start)
@@ -134,6 +142,9 @@ class Batches:
     note: ClassVar[str] = ""
     batch: int
     rows: int  # samples
+
+    def origin(self, start: int, stop: int | None) -> str:
+        return ""
 
     def count(self, stop: int | None) -> int:
         total = -(-self.rows // self.batch)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnxq.errors import OnnxqError, one_line
 from onnxq.feeds import Batches, Feed, InputSpec
 from onnxq.preprocess import SETTINGS, Color, Layout, Preprocess, Size
+from onnxq.storage import file_hash
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -135,6 +136,10 @@ class Images(Batches):
 
     def where(self, feed: int, row: int = 0) -> str:
         return str(self.paths[feed * self.batch + row])
+
+    def origin(self, start: int, stop: int | None) -> str:
+        used = self.paths[start * self.batch : self.count(stop) * self.batch]
+        return repr((self.frame, self.batch, [file_hash(path) for path in used]))
 
     def feeds(self, start: int, stop: int | None) -> Iterator[Feed]:
         for number in range(start, self.count(stop)):

@@ -12,6 +12,7 @@ fixes that. A state that a sample gives is taken as it is.
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from onnxq.feeds import Feed, InputSpec, input_specs, output_specs
 from onnxq.pairing import Pair, find_pairs, is_batch
 from onnxq.runtime import Session
 from onnxq.samples import Samples
+from onnxq.storage import data_paths, file_hash
 from onnxq.tokens import Tokens
 
 
@@ -65,6 +67,14 @@ class States:
             else spec
             for spec in self._inputs
         ]
+
+    @cached_property
+    def model_identity(self) -> str:
+        if isinstance(self._model, onnx.ModelProto):
+            return hashlib.sha256(self._model.SerializeToString(deterministic=True)).hexdigest()
+        path = Path(self._model)
+        data = [(str(file), file.stat().st_mtime_ns) for file in sorted(data_paths(path))]
+        return repr((file_hash(path), data))
 
     def carry(self, samples: Samples) -> Samples:
         """The samples with every state in its place; they themselves for a model without states.
@@ -238,6 +248,11 @@ class _Carried:
 
     def where(self, feed: int, row: int = 0) -> str:
         return self.inner.where(self._sample(feed))
+
+    def origin(self, start: int, stop: int | None) -> str:
+        whole, skipped = self.inner.from_start()
+        model = self.states.model_identity
+        return repr((model, self.states.pairs, whole.identity(), skipped, start, stop))
 
     def feeds(self, start: int, stop: int | None) -> Iterator[Feed]:
         whole, skipped = self.inner.from_start()

@@ -113,7 +113,7 @@ def shared_outputs(reference: Runs, other: Runs) -> list[str]:
 
 def comparisons(outputs: Iterable[str]) -> dict[str, Comparison]:
     """One of each output, of nothing yet."""
-    return {name: Comparison(scores=not _is_no_score(name)) for name in outputs}
+    return {name: Comparison(scores=not is_no_score(name)) for name in outputs}
 
 
 def update(
@@ -125,7 +125,7 @@ def update(
             comparison.update(reference[name], other[name])
 
 
-def _is_no_score(output: str) -> bool:
+def is_no_score(output: str) -> bool:
     """Whether an output's name says that its largest entry is no answer."""
     return any(part in output.lower() for part in _NO_SCORES)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from hypothesis import settings
@@ -21,6 +22,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="PATH",
         help="folder with models/, data/ and score/score.py: run the tests on full-size models too",
     )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tests neither read nor fill the user's cache."""
+    folder = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONNXQ_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test measured is not there in the next."""
+    monkeypatch.setenv("ONNXQ_CACHE", str(own_cache / uuid4().hex))
 
 
 @pytest.fixture

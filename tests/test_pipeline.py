@@ -81,6 +81,7 @@ def inferences(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             yield feed
 
     monkeypatch.setattr(Samples, "__iter__", counted)
+    monkeypatch.setenv("ONNXQ_CACHE", "off")  # which reads the samples once, to know them again
     return runs
 
 
