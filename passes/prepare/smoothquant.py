@@ -74,13 +74,13 @@ class SmoothQuant(Pass):
         for site in _sites(graph):
             for node, _ in site.readers:
                 name, axis = node.inputs[0].name, g.input_channel_axis(node)
-                wanted[f"{name}#rows"] = Halves(Rows(axis), Rows(axis))
+                wanted[f"{name}#smoothquant"] = Halves(Rows(axis), Rows(axis))
         return wanted
 
     def apply(self, graph: Graph, ctx: Context) -> int:
         maker, changes = g.Maker(graph), 0
         for site in _sites(graph):
-            if not all(f"{n.inputs[0].name}#rows" in ctx.stats for n, _ in site.readers):
+            if not all(f"{n.inputs[0].name}#smoothquant" in ctx.stats for n, _ in site.readers):
                 continue
             s = self._scale(site, ctx)
             if s is None:
@@ -90,7 +90,7 @@ class SmoothQuant(Pass):
                 site.region.divide(s, maker.name)
             else:
                 _divide_before(site, s, maker)
-        for key in [k for k in ctx.stats if k.endswith("#rows")]:
+        for key in [k for k in ctx.stats if k.endswith("#smoothquant")]:
             del ctx.stats[key]  # the tensors have other ranges now
         g.sort(graph)
         return changes
@@ -142,7 +142,7 @@ class Layer:
 
     @classmethod
     def seen(cls, node: Node, index: Index, ctx: Context) -> Layer:
-        view, halves = g.weight_view(node), ctx.stats[f"{node.inputs[0].name}#rows"]
+        view, halves = g.weight_view(node), ctx.stats[f"{node.inputs[0].name}#smoothquant"]
         assert view is not None
         rule = ctx.target.rule(node, "static")
         types = (rule.activation, rule.weight) if rule else (None, None)
