@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import ClassVar
 
 from onnxq.passes.solve.calibrate import activation_types, probabilities_of_codes
@@ -30,8 +30,8 @@ class SearchScales(WeightSolver):
 
     weights: bool = True
     activations: bool = True
-    samples: int = 8
-    evaluations: int = 300
+    samples: int = 16
+    evaluations: int = 150
     name: ClassVar[str] = "search-scales"
 
     def solve(self, layer: Layer) -> QTensor:
@@ -56,7 +56,10 @@ class SearchScales(WeightSolver):
         if (self.name, ACTIVATIONS) in ctx.solved or not candidates or ctx.samples is None:
             return 0
         ctx.solved.add((self.name, ACTIVATIONS))
-        trial = Trial(graph, ctx, list(islice(iter(ctx.samples), self.samples)))
+        loudest = [ctx.stats[_key(name)].extremes.loudest for name in candidates]
+        chosen = telling_samples(loudest, len(ctx.samples), self.samples)
+        feeds = [feed for number, feed in enumerate(ctx.samples) if number in chosen]
+        trial = Trial(graph, ctx, feeds)
         if not trial.names:
             return 0  # no output to measure by
         sharing: dict[int, list[str]] = {}
@@ -69,6 +72,16 @@ class SearchScales(WeightSolver):
             search_ranges(trial, candidates, list(sharing.values()), self.evaluations)
         )
         return sum(ctx.activations[name] is not before[name] for name in before)
+
+
+def telling_samples(loudest: Sequence[int], total: int, count: int) -> set[int]:
+    """Which of `total` samples to measure on, `count` at most: half are those with the largest
+    values of most tensors, which a range that is cut harms first, half are spread over all.
+    """
+    chosen = {number for number, _ in Counter(loudest).most_common(max(1, count // 2))}
+    others = [number for number in range(total) if number not in chosen]
+    left = min(count - len(chosen), len(others))
+    return chosen | {others[k * len(others) // left] for k in range(left)}
 
 
 def _key(name: str) -> str:

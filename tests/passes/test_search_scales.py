@@ -6,7 +6,7 @@ import pytest
 from graphs import Array, Feeds, context, feeds_of, model, normal, run, samples_of
 from onnxq.passes.solve.round_to_nearest import round_to_nearest, worst_pair
 from onnxq.passes.solve.search_activation_scales import Trial, distinct, rules, search_ranges
-from onnxq.passes.solve.search_scales import SearchScales
+from onnxq.passes.solve.search_scales import SearchScales, telling_samples
 from onnxq.passes.solve.search_weight_scales import search_weight_scale, shares
 from rounding import errors, layer
 
@@ -170,3 +170,10 @@ def test_candidates_are_the_present_one_and_ranges_of_what_was_seen() -> None:
     others = distinct(found, now)
     assert 2 <= len(others) < len(found)
     assert all(other is not now for other in others)
+
+
+def test_samples_with_the_largest_values_are_among_those_measured_on() -> None:
+    assert telling_samples([7, 7, 3, 7, 3, 5], 40, 4) >= {7, 3}
+    assert len(telling_samples([7, 7, 3, 7, 3, 5], 40, 4)) == 4
+    assert telling_samples([0, 1], 2, 8) == {0, 1}
+    assert telling_samples([0], 1, 1) == {0}
