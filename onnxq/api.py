@@ -21,7 +21,8 @@ from onnxq import graph as g
 from onnxq import verify
 from onnxq.choose import settle
 from onnxq.errors import OnnxqError
-from onnxq.groups import GroupBy, Grouped, Groups, compare_groups
+from onnxq.group_losses import compare_groups
+from onnxq.groups import GroupBy, Grouped, Groups
 from onnxq.layers import count_macs, record_layers
 from onnxq.passes import Assign, FoldBatchNorm, FoldFakeQuant, Normalize, SpareSlow, Widen
 from onnxq.passes.solve.assign import HEAVY

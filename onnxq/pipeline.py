@@ -81,12 +81,15 @@ class Context:
     exclude: tuple[str, ...] = ()
     threads: int | None = None
     progress: Progress = lambda what, done, total: None
+    memory_budget: int = 1 << 30  # bytes that statistics of one run over the samples may take
+    solved: set[tuple[str, str]] = field(default_factory=set)  # (pass, weight or layer): final
     lowering: tuple[Pass, ...] = ()  # the passes of this run that write the plan down
 
-    def quantized(self, graph: g.Graph) -> g.Graph:
+    def quantized(self, graph: g.Graph, *, qdq: bool = False) -> g.Graph:
         """What `graph` would become of the present plan, codes and ranges: to measure, on a copy.
 
-        Neither the graph nor this context is changed.
+        With `qdq`, float tensors join its layers under their names, whatever form is written in
+        the end. Neither the graph nor this context is changed.
         """
         trial = replace(
             self,
@@ -94,13 +97,14 @@ class Context:
             plan=Plan(self.plan),
             weights=self.weights.copy(),
             activations=dict(self.activations),
+            solved=set(self.solved),
             progress=lambda what, done, total: None,
         )
         lowered = g.copy(graph)
         for step in self.lowering:
             step.apply(lowered, trial)
             g.sort(lowered)
-        return lowered
+        return (trial.qdq_form if qdq else None) or lowered
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import onnx
 from onnxq import graph as g
 from onnxq import verify
 from onnxq.errors import OnnxqError, one_line
-from onnxq.groups import Grouped, compare_groups, warn_of_groups
+from onnxq.group_losses import compare_groups, warn_of_groups
+from onnxq.groups import Grouped
 from onnxq.layers import count_macs
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.fake_quant import without_fake_quant

@@ -3,21 +3,32 @@
 from onnxq.passes.lower.dynamic import Dynamic
 from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.qoperator import QOperator
+from onnxq.passes.prepare.equalize import Equalize
 from onnxq.passes.prepare.fold_batchnorm import FoldBatchNorm
 from onnxq.passes.prepare.normalize import Normalize
+from onnxq.passes.prepare.smoothquant import SmoothQuant
+from onnxq.passes.prepare.split_outliers import SplitOutliers
 from onnxq.passes.prepare.widen import Widen
+from onnxq.passes.solve.adaround import AdaRound
 from onnxq.passes.solve.assign import Assign
+from onnxq.passes.solve.bias_correct import BiasCorrect
 from onnxq.passes.solve.calibrate import Calibrate
+from onnxq.passes.solve.coordinate_descent import CoordinateDescent
 from onnxq.passes.solve.fold_fake_quant import FoldFakeQuant
 from onnxq.passes.solve.quantize_bias import QuantizeBias
 from onnxq.passes.solve.round_to_nearest import RoundToNearest
+from onnxq.passes.solve.search_scales import SearchScales
 from onnxq.passes.solve.spare_quiet import SpareQuiet
 from onnxq.passes.solve.spare_slow import SpareSlow
 
 __all__ = [
+    "AdaRound",
     "Assign",
+    "BiasCorrect",
     "Calibrate",
+    "CoordinateDescent",
     "Dynamic",
+    "Equalize",
     "FoldBatchNorm",
     "FoldFakeQuant",
     "InsertQDQ",
@@ -25,7 +36,10 @@ __all__ = [
     "QOperator",
     "QuantizeBias",
     "RoundToNearest",
+    "SearchScales",
+    "SmoothQuant",
     "SpareQuiet",
     "SpareSlow",
+    "SplitOutliers",
     "Widen",
 ]

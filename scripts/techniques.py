@@ -25,6 +25,7 @@ BEFORE = {
     "smoothquant": ("assign",),
     "split-outliers": ("assign",),
     "search-scales": ("spare-quiet", "round-to-nearest"),
+    "coordinate-descent": ("spare-slow", "quantize-bias"),
     "adaround": ("spare-slow", "quantize-bias"),
     "bias-correct": ("spare-slow", "quantize-bias"),
 }

@@ -10,15 +10,8 @@ from graphs import Array, normal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxq.observe import (
-    BINS,
-    Histogram,
-    HistogramResult,
-    Loudness,
-    MinMax,
-    Moments,
-    Observer,
-)
+from onnxq.observe import BINS, Histogram, HistogramResult, Loudness, MinMax, Moments, Observer
+from onnxq.observe_channels import ChannelExtremes, Halves, Rows
 
 TENSORS = [normal(*shape, seed=k, scale=10.0 ** (k - 2)) for k, shape in enumerate(
     [(1, 3, 4), (1, 5, 4), (1, 7, 4), (2, 1, 4), (1, 1, 4)]
@@ -27,6 +20,7 @@ MAKERS: dict[str, Callable[[], Observer]] = {
     "MinMax": MinMax,
     "Histogram": Histogram,
     "Moments": lambda: Moments(-1),
+    "ChannelExtremes": lambda: ChannelExtremes(-1),
 }
 orders = st.permutations(range(len(TENSORS)))
 
@@ -246,3 +240,58 @@ def test_peak_memory_does_not_grow_with_the_samples(method: str) -> None:
     assert done.returncode == 0, done.stderr
     four, sixty_four = map(float, done.stdout.split())
     assert sixty_four <= 1.1 * four, f"{four:.0f} MiB at 4 samples, {sixty_four:.0f} at 64"
+
+
+def test_ranges_of_channels_are_those_along_their_axis() -> None:
+    seen = ChannelExtremes(1)
+    parts = [normal(2, 3, 5, seed=k) for k in range(4)]
+    for x in parts:
+        seen.update(x)
+    low, high = seen.result()
+    whole = np.concatenate(parts)
+    np.testing.assert_array_equal(low, whole.min(axis=(0, 2)))
+    np.testing.assert_array_equal(high, whole.max(axis=(0, 2)))
+    with pytest.raises(FloatingPointError):
+        seen.update(np.full((1, 3, 1), np.nan, np.float32))
+
+
+@pytest.mark.parametrize("sizes", [[5, 3], [40], [7] * 30, [1] * 100])
+def test_rows_are_kept_at_even_distances(sizes: list[int]) -> None:
+    whole = normal(sum(sizes), 4)
+    seen = Rows(-1, keep=16)
+    for part in np.split(whole, np.cumsum(sizes)[:-1]):
+        seen.update(part[None])
+    rows, low, high = seen.result()
+    assert len(rows) == min(len(whole), len(rows))
+    assert 8 <= len(rows) <= 16
+    stride = next(k for k in (1, 2, 4, 8, 16) if len(whole[::k]) <= 16)
+    np.testing.assert_array_equal(rows, whole[::stride])
+    np.testing.assert_array_equal(low, whole.min(axis=0))
+    np.testing.assert_array_equal(high, whole.max(axis=0))
+
+
+def test_rows_that_are_merged_are_no_more_than_are_kept() -> None:
+    one, two = Rows(-1, keep=8), Rows(-1, keep=8)
+    for k in range(10):
+        one.update(normal(3, 4, seed=k))
+        two.update(normal(9, 4, seed=100 + k))
+    one.merge(two)
+    rows, low, _ = one.result()
+    assert 4 <= len(rows) <= 8
+    assert np.all(low <= rows.min(axis=0))
+
+
+def test_halves_take_turns_however_they_are_split() -> None:
+    parts = [np.full((2, 1), k, np.float32) for k in range(7)]
+    whole = Halves(ChannelExtremes(-1), ChannelExtremes(-1))
+    for part in parts:
+        whole.update(part)
+    for cut in range(8):
+        one, two = (Halves(ChannelExtremes(-1), ChannelExtremes(-1)) for _ in range(2))
+        for part in parts[:cut]:
+            one.update(part)
+        for part in parts[cut:]:
+            two.update(part)
+        one.merge(two)
+        assert [r.high.tolist() for r in one.result()] == [[6.0], [5.0]]
+    assert [r.high.tolist() for r in whole.result()] == [[6.0], [5.0]]

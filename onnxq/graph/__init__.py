@@ -23,9 +23,11 @@ from onnxq.graph.proto import (
     minimum_ir_version,
     save,
     set_metadata,
+    shapes,
     to_proto,
     to_proto_without_weights,
 )
+from onnxq.graph.unfold import Unfolding, unfolding
 from onnxq.graph.walk import (
     Array,
     Graph,
@@ -64,6 +66,7 @@ __all__ = [
     "Maker",
     "Namer",
     "Node",
+    "Unfolding",
     "WeightView",
     "bodies",
     "bypass",
@@ -95,6 +98,7 @@ __all__ = [
     "save",
     "set_metadata",
     "set_values",
+    "shapes",
     "sole_consumer",
     "sort",
     "subgraphs",
@@ -102,6 +106,7 @@ __all__ = [
     "tidy",
     "to_proto",
     "to_proto_without_weights",
+    "unfolding",
     "values",
     "walk",
     "weight_view",

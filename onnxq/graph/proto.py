@@ -200,20 +200,47 @@ def minimum_ir_version(opset: int) -> int:
 
 def infer_types(graph: Graph) -> None:
     """Give tensors whose type is not declared the one that follows from what makes them."""
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in _inferred(graph)
+        if value.type.tensor_type.elem_type
+    }
+    for name, tensor in tensors(graph).items():
+        if tensor.dtype is None and name in types:
+            tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(types[name])
+
+
+def shapes(graph: Graph) -> dict[str, tuple[int | str | None, ...]]:
+    """The shape of every tensor of which the rank is known, those of bodies and constants too.
+
+    Of a dimension: its size, a name that stands for one unknown size, or None.
+    """
+    found: dict[str, tuple[int | str | None, ...]] = {
+        name: tuple(tensor.shape) for name, tensor in tensors(graph).items()
+        if isinstance(tensor, gs.Constant)
+    }  # fmt: skip
+    for value in _inferred(graph, data_prop=True):
+        if value.type.tensor_type.HasField("shape"):
+            dims = value.type.tensor_type.shape.dim
+            found[value.name] = tuple(
+                d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims
+            )
+    return found
+
+
+def _inferred(graph: Graph, data_prop: bool = False) -> list[onnx.ValueInfoProto]:
+    """What follows of tensors from what makes them; `data_prop` follows sizes through Reshape."""
     light = copy(graph)
     for tensor in constants(light):
         if math.prod(tensor.shape) >= LARGE_NUMBERS:
             tensor._values = stub(tensor)
     try:
-        inferred = onnx.shape_inference.infer_shapes(to_proto(light))
+        inferred = onnx.shape_inference.infer_shapes(to_proto(light), data_prop=data_prop)
     except Exception:  # of a model that contradicts itself; what is not known stays unknown
-        return
-    types = {
-        value.name: value.type.tensor_type.elem_type
+        return []
+    return [
+        value
         for body in graphs(inferred)
-        for value in (*body.value_info, *body.output)
-        if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type
-    }
-    for name, tensor in tensors(graph).items():
-        if tensor.dtype is None and name in types:
-            tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(types[name])
+        for value in (*body.input, *body.value_info, *body.output)
+        if value.type.HasField("tensor_type")
+    ]

@@ -63,6 +63,13 @@ class WeightView:
         return self.batches > 1 or (self.node.op == "MatMul" and self.rank > 2)
 
     @property
+    def rows(self) -> int:
+        """Rows of the matrix, and scales where each output channel has one."""
+        if self.node.op in ("MatMul", *RECURRENT):
+            return math.prod(self.tensor.shape) // self.tensor.shape[self.block_axis]
+        return int(self.tensor.shape[self.axis])
+
+    @property
     def groups(self) -> int:
         return int(self.node.attrs.get("group", 1))
 

@@ -11,18 +11,16 @@ makes calibration without data possible (Nagel et al. 2019, "Data-Free Quantizat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
+from onnxq.passes.prepare import affine
+from onnxq.passes.prepare.affine import Vector
 
 from onnxq import graph as g
 from onnxq.graph import Graph, Node
 from onnxq.pipeline import Context, Pass
-
-_LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class FoldBatchNorm(Pass):
         changes = 0
         for body in g.subgraphs(graph):
             for node in list(body.nodes):
-                if g.weight_view(node) is None or node.op not in _LINEAR:
+                if g.weight_view(node) is None or node.op not in affine.LINEAR:
                     continue
                 while _fold_next(body, node, namer, ctx):
                     changes += 1
@@ -50,41 +48,28 @@ def _fold_next(graph: Graph, node: Node, namer: g.Namer, ctx: Context) -> bool:
     follower = g.sole_consumer(graph, node.outputs[0])
     if follower is None or not g.owns(graph, follower) or not g.is_standard(follower):
         return False
-    channels = _out_channels(node)
-    affine = _affine(follower, node.outputs[0], _channel_axis_from_end(node), channels)
-    if affine is None:
+    channels = affine.out_channels(node)
+    found = _affine(follower, node.outputs[0], affine.channel_axis_from_end(node), channels)
+    if found is None:
         return False
-    a, c = affine
+    a, c = found
     if node.op == "MatMul" and np.any(c):
         return False  # MatMul has no bias; an Add is the cheapest place for one
-    bias = _bias(node, channels)
+    bias = affine.bias(node, channels)
     if bias is None:
         return False
     if follower.op == "BatchNormalization" and node.op == "Conv":
         gamma, beta = (g.values(follower.inputs[i]).astype(np.float64) for i in (1, 2))
         ctx.batch_statistics[follower.outputs[0].name] = (beta, np.abs(gamma))
-    _scale_rows(node, a, namer)
+    affine.scale_rows(node, a, namer)
     if node.op != "MatMul":
-        _set_bias(node, a * bias + c, namer)
+        affine.set_bias(node, a * bias + c, namer)
     out = follower.outputs[0]
     follower.inputs.clear()
     follower.outputs.clear()
     node.outputs[0] = out
     graph.nodes.remove(follower)
     return True
-
-
-def _out_channels(node: Node) -> int:
-    view = g.weight_view(node)
-    assert view is not None
-    rows = int(view.tensor.shape[view.axis])
-    return rows * (view.groups if node.op == "ConvTranspose" else 1)
-
-
-def _channel_axis_from_end(node: Node) -> int:
-    """Where the output's channels are, counted from the last axis."""
-    spatial = len(node.inputs[1].shape) - 2 if node.op in ("Conv", "ConvTranspose") else 0
-    return -1 - spatial
 
 
 def _affine(node: Node, x: gs.Tensor, axis: int, channels: int) -> tuple[Vector, Vector] | None:
@@ -103,7 +88,7 @@ def _affine(node: Node, x: gs.Tensor, axis: int, channels: int) -> tuple[Vector,
     other = node.inputs[1 if left else 0]
     if not g.is_constant(other) or (node.op in ("Div", "Sub") and not left):
         return None
-    value = _per_channel(g.values(other), axis, channels)
+    value = affine.per_channel(g.values(other), axis, channels)
     if value is None:
         return None
     ones, zeros = np.ones(channels), np.zeros(channels)
@@ -115,60 +100,6 @@ def _affine(node: Node, x: gs.Tensor, axis: int, channels: int) -> tuple[Vector,
         case "Add":
             return ones, value
     return ones, -value
-
-
-def _per_channel(values: NDArray[Any], axis: int, channels: int) -> Vector | None:
-    """A constant that varies along one axis alone, as (channels,), or None."""
-    if values.dtype.kind != "f":
-        return None
-    shape = (1,) * max(0, -axis - values.ndim) + values.shape
-    if values.size == 1:
-        return np.full(channels, float(values.reshape(())), np.float64)
-    if values.size == channels == shape[axis] and values.ndim <= 8:
-        return values.reshape(-1).astype(np.float64)
-    return None
-
-
-def _scale_rows(node: Node, a: Vector, namer: g.Namer) -> None:
-    """W ← a·W along output channels; in a new initializer, for the old one may be shared."""
-    weight = node.inputs[1]
-    if np.all(a == 1):
-        return
-    if node.op == "ConvTranspose":  # (in, out/groups, *kernel), rows of one group together
-        groups = int(node.attrs.get("group", 1))
-        shape = weight.shape
-        by_group = g.values(weight).reshape(groups, shape[0] // groups, *shape[1:])
-        factor = a.reshape(groups, 1, shape[1], *(1,) * (len(shape) - 2))
-        values = (by_group * factor).reshape(shape)
-    elif node.op == "Conv" or (node.op == "Gemm" and node.attrs.get("transB", 0)):
-        values = g.values(weight) * a.reshape(-1, *(1,) * (len(weight.shape) - 1))
-    else:
-        values = g.values(weight) * a
-    _set_weight(node, values, namer)
-
-
-def _set_weight(node: Node, values: NDArray[Any], namer: g.Namer) -> None:
-    old = node.inputs[1]
-    node.inputs[1] = gs.Constant(namer(f"{old.name}_folded"), values.astype(old.dtype))
-
-
-def _bias(node: Node, channels: int) -> Vector | None:
-    """What is added per channel, or None where that is computed or varies along other axes."""
-    if len(node.inputs) < 3 or not node.inputs[2].name:
-        return np.zeros(channels)
-    if not g.is_constant(node.inputs[2]):
-        return None
-    bias = _per_channel(g.values(node.inputs[2]), -1, channels)
-    return None if bias is None else bias * node.attrs.get("beta", 1.0)
-
-
-def _set_bias(node: Node, values: Vector, namer: g.Namer) -> None:
-    bias = gs.Constant(namer(f"{node.inputs[1].name}_bias"), values.astype(node.inputs[1].dtype))
-    node.attrs.pop("beta", None)  # of Gemm; now in the values
-    if len(node.inputs) > 2:
-        node.inputs[2] = bias
-    else:
-        node.inputs.append(bias)
 
 
 def _fold_scale_before(graph: Graph, node: Node, namer: g.Namer) -> bool:
@@ -185,16 +116,14 @@ def _fold_scale_before(graph: Graph, node: Node, namer: g.Namer) -> bool:
         return False
     if view.groups != 1:
         return False
-    channels = int(view.tensor.shape[1]) if node.op == "Conv" else view.matrix().shape[1]
+    channels = affine.in_channels(node)
     x = next((t for t in scale.inputs if not g.is_constant(t)), None)
     if x is None:
         return False
-    affine = _affine(scale, x, _channel_axis_from_end(node), channels)
-    if affine is None:
+    found = _affine(scale, x, affine.channel_axis_from_end(node), channels)
+    if found is None:
         return False
-    columns = view.column_statistic(affine[0])
-    values = view.from_matrix(view.matrix().astype(np.float64) * columns)
-    _set_weight(node, values, namer)
+    affine.scale_columns(node, found[0], namer)
     node.inputs[0] = x
     scale.inputs.clear()
     scale.outputs.clear()

@@ -14,6 +14,7 @@ from onnxq.passes.solve.selectors import Selector, formats_by_node, split
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
 from onnxq.graph import Graph
+from onnxq.graph.patterns import find, inside
 from onnxq.pipeline import Context, Pass
 from onnxq.target import Form, Format
 
@@ -104,4 +105,22 @@ class Assign(Pass):
             default,
             self.form,
             Scheme(self.per_tensor, self.symmetric, self.power_of_two),
+            _delicate(graph),
         )
+
+
+# SiLU is not among them: convolutional networks hand its codes on at little loss.
+_DELICATE = {
+    "layernorm": "a layer normalization", "rmsnorm": "an RMS normalization", "gelu": "a GELU",
+    "attention": "attention", "rotary": "a rotary embedding",
+}  # fmt: skip
+
+
+def _delicate(graph: Graph) -> dict[str, str]:
+    """Element-wise parts of what transformers are made of. Of Softmax the target has the say."""
+    parts = inside(find(graph))
+    return {
+        node.name: _DELICATE[parts[node.name]]
+        for node in g.walk(graph)
+        if node.op not in (*HEAVY, "Softmax") and parts.get(node.name) in _DELICATE
+    }

@@ -59,7 +59,7 @@ class Calibrate(Pass):
     def apply(self, graph: Graph, ctx: Context) -> int:
         made = 0
         types = activation_types(graph, ctx)
-        probabilities = _probabilities_of_codes(graph, types)
+        probabilities = probabilities_of_codes(graph, types)
         for name, qtype in types.items():
             if name not in ctx.activations:
                 draws = trained_draws(graph, ctx, name)
@@ -113,7 +113,7 @@ def activation_types(graph: Graph, ctx: Context) -> dict[str, QType]:
     return types
 
 
-def _probabilities_of_codes(graph: Graph, types: Mapping[str, QType]) -> set[str]:
+def probabilities_of_codes(graph: Graph, types: Mapping[str, QType]) -> set[str]:
     """Tensors that a Softmax of codes makes, moved or not. Its integer kernel (onnxruntime 1.31)
     does not saturate but wraps around, so that their range must hold all that may come.
     """

@@ -68,6 +68,7 @@ class Wishes:
     default: Format
     form: Form
     scheme: Scheme
+    patterns: dict[str, str]  # node name → what it is a part of, where 8 bits hurt
 
     def format(self, node: Node) -> Format:
         return self.formats.get(node.name, self.default)
@@ -78,7 +79,11 @@ class Wishes:
             return "excluded by the user"
         if self.include and node.op in HEAVY and not self.include(node):
             return "not among the included"
-        return "left float by the recipe" if self.format(node) == FLOAT else ""
+        if self.format(node) == FLOAT:
+            return "left float by the recipe"
+        if node.name in self.patterns and node.name not in self.formats:
+            return f"part of {self.patterns[node.name]}, which 8 bits between its steps would hurt"
+        return ""
 
 
 class Planner:

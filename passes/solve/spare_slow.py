@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from onnxq.passes.solve.assign import HEAVY
+from onnxq.passes.solve.regions import Region, region, regions
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
@@ -81,7 +82,7 @@ class SpareSlow(Pass):
         """Which nodes of a region had better stay float."""
         layers = [node for node in part.nodes if node.op in HEAVY]
         reasons = self.slow_kernels(layers, part, watch) if len(layers) > 1 else {}
-        integers, floats = watch.time_region(part, reasons, None)
+        integers, floats = watch.timeregion(part, reasons, None)
         if floats < integers / (1 + self.margin):
             here = "" if len(layers) == 1 else f"{len(layers)} layers that belong together take "
             return {node.name: _reason(integers, floats, here) for node in part.nodes} | reasons
@@ -98,7 +99,7 @@ class SpareSlow(Pass):
         for step in range(len(slow).bit_length() + 1):
             tried = {name: _reason(*timed[name]) for name in slow[: 1 << step]}
             if tried and tried != best:
-                whole, without = watch.time_region(part, {}, tried)
+                whole, without = watch.timeregion(part, {}, tried)
                 if without / whole < fastest:
                     best, fastest = tried, without / whole
         return best
@@ -112,8 +113,9 @@ def expand_lone_weights(graph: Graph, ctx: Context) -> int:
     """Have weights of float activations expanded at load time, those in bodies too."""
     changed = 0
     for node, p in ctx.plan.quantized(g.walk(graph)):
-        lone = p.weight is not None and p.activation is None and node.op != "Gather"
-        if lone and not p.stored and (p.weight.group or -1) < 0:
+        if p.weight is None or p.activation is not None or p.stored or node.op == "Gather":
+            continue
+        if (p.weight.group or -1) < 0:  # a block's scale would have to be repeated
             ctx.plan[node.name] = replace(p, stored=True)
             changed += 1
     return changed
@@ -135,62 +137,6 @@ def plan_without(spared: Iterable[str], plan: Plan) -> Plan:
     return changed
 
 
-# ── regions ──────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class Region:
-    """Nodes that exchange codes; the float tensors that they read of others, and make for them."""
-
-    nodes: list[Node]
-    inputs: list[str]
-    outputs: list[str]
-
-
-def regions(graph: Graph, plan: Plan) -> list[Region]:
-    """The connected parts of the plan in the outermost graph that hold a layer."""
-    leader: dict[str, str] = {}
-
-    def find(key: str) -> str:
-        while leader.setdefault(key, key) != key:
-            key = leader[key]
-        return key
-
-    members = [
-        (node, p)
-        for node, p in plan.quantized(graph.nodes)
-        if p.activation is not None and not p.stored
-    ]
-    for node, p in members:
-        here = find(node.name)
-        if not p.inputs and node.op not in HEAVY:  # in the kernel of what it reads
-            leader[find(g.producer(node.inputs[0]).name)] = here
-        coded = [node.inputs[slot] for slot in p.inputs] + (list(node.outputs) if p.output else [])
-        for tensor in coded:
-            leader[find(f"{tensor.name} codes")] = here
-    grouped: dict[str, list[Node]] = {}
-    for node, _ in members:
-        grouped.setdefault(find(node.name), []).append(node)
-    return [
-        _region(nodes, graph)
-        for nodes in grouped.values()
-        if any(node.op in HEAVY for node in nodes)
-    ]
-
-
-def _region(nodes: list[Node], graph: Graph) -> Region:
-    own = {id(node) for node in nodes}
-    read = [t for n in nodes for t in n.inputs if t.name and not g.is_constant(t)]
-    inputs = [t.name for t in read if id(g.producer(t)) not in own]
-    outputs = [
-        t.name
-        for node in nodes
-        for t in node.outputs
-        if t.name and (g.is_output(graph, t) or any(id(reader) not in own for reader in t.outputs))
-    ]
-    return Region(nodes, list(dict.fromkeys(inputs)), outputs)
-
-
 # ── timing ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -200,7 +146,7 @@ class _Stopwatch:
     def __init__(self, graph: Graph, ctx: Context, parts: list[Region], feed: Feed) -> None:
         self.graph, self.ctx, self.feed = graph, ctx, feed
         wanted = {
-            name for part in parts for node in part.nodes for name in _region([node], graph).inputs
+            name for part in parts for node in part.nodes for name in region([node], graph).inputs
         }
         self.values = {
             k: v[0] for k, v in Probe(graph, sorted(wanted), threads=ctx.threads).run(feed).items()
@@ -217,7 +163,7 @@ class _Stopwatch:
 
     def _describe(self, node: Node) -> object:
         shapes = [
-            tuple(t.shape) if g.is_constant(t) else np.shape(self.values.get(t.name))
+            np.shape(self.values[t.name]) if t.name in self.values else tuple(t.shape or ())
             for t in node.inputs
         ]
         plan = self.ctx.plan[node.name]
@@ -227,7 +173,7 @@ class _Stopwatch:
         """The model in integers, but for what is spared, and in float."""
         return self._time(self._lowered(self.graph, spared), self.graph, self.feed)
 
-    def time_region(self, part: Region, one: Reasons, other: Reasons | None) -> tuple[float, float]:
+    def timeregion(self, part: Region, one: Reasons, other: Reasons | None) -> tuple[float, float]:
         """A region without what either form spares; None stands for float."""
         feed = {name: self.values[name] for name in part.inputs}
         float_form = g.cut(self.graph, _types(feed), part.outputs)
@@ -246,7 +192,7 @@ class _Stopwatch:
         plan = self.ctx.plan
         fused = reader is not None and reader.name in plan and not plan[reader.name].inputs
         last = reader if fused and reader is not None and plan[reader.name].quantized else node
-        part = _region([node] if last is node else [node, last], self.graph)
+        part = region([node] if last is node else [node, last], self.graph)
         feed = {name: self.values[name] for name in part.inputs}
         float_form = g.cut(self.graph, _types(feed), [last.outputs[0].name])
         lowered = self._lowered(float_form, {})
@@ -285,7 +231,7 @@ class _Stopwatch:
                     initializers=weights,
                 )
             )
-        both = feeds[0] | feeds[-1]
+        both = {**feeds[0], **feeds[-1]}
         left, right = latency(sessions, both, seconds=SECONDS, most=ROUNDS)
         return left.low_ms, right.low_ms
 

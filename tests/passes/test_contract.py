@@ -1,10 +1,13 @@
 """What every pass and preset owes every graph, on the awkward ones."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from awkward import ZOO
 from graphs import Array, Feeds, context, pipeline, run, samples_of, sqnr
+from onnxq.passes import Equalize, FoldBatchNorm, Normalize, SmoothQuant, SplitOutliers, Widen
 from onnxq.passes.solve.assign import HEAVY
 from random_graphs import SCHEMES, check_finely
 from trained import as_trained
@@ -12,12 +15,14 @@ from trained import as_trained
 from onnxq import graph as g
 from onnxq.calibrate import observe
 from onnxq.errors import OnnxqError
-from onnxq.pipeline import Context
+from onnxq.pipeline import Context, Pass
 from onnxq.recipe import load_recipe
 
+SOLVERS = str(Path(__file__).parent / "solvers.toml")
 FEW_BITS = ("w4a8",)
 PRESETS = (
     "int8-static", "int8-dynamic", "int16x8", "int8-static-qoperator", *SCHEMES, *FEW_BITS,
+    pytest.param(SOLVERS, id="solvers"),
 )  # fmt: skip
 LOWERING = ("insert-qdq", "dynamic", "qoperator")
 LEAST_COSINE = 0.99
@@ -102,8 +107,35 @@ def test_each_pass_leaves_a_graph_that_runs_and_a_second_apply_changes_nothing(
             least = LEAST_COSINE_OF_FEW_BITS if preset in FEW_BITS else LEAST_COSINE
             if check_close(graph, case.feeds, expected, least) < LEAST_COSINE:
                 check_finely(case, expected, graph, preset)  # then it was the rounding alone
-        elif not step.analysis and step.name != "assign":
+        elif not step.analysis and step.name not in ("assign", "bias-correct"):
             check_the_same(graph, case.feeds, expected, loose="casts" in name)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Equalize(), SmoothQuant(), SmoothQuant(alpha=0.5, explicit=-1e9), SplitOutliers(),
+        SplitOutliers(of="activations", ratio=0.2),
+    ],
+    ids=lambda step: ",".join([step.name, *map(str, step.settings().values())]),
+)  # fmt: skip
+@pytest.mark.parametrize("name", ZOO)
+def test_each_preparing_pass_keeps_the_function(name: str, step: Pass) -> None:
+    case = ZOO[name]()
+    samples = samples_of(case.model, case.feeds)
+    graph, ctx = g.load(case.model), context(samples=samples)
+    for first in (Widen(), Normalize(), FoldBatchNorm()):
+        first.apply(graph, ctx)
+    expected = [run(graph, feed) for feed in case.feeds]
+    wanted = step.observe(graph, ctx)
+    ctx.stats |= observe(graph, wanted, samples, threads=1) if wanted else {}
+    step.apply(graph, ctx)
+    once = g.to_proto(graph).SerializeToString(deterministic=True)
+    assert step.apply(graph, ctx) == 0
+    assert g.to_proto(graph).SerializeToString(deterministic=True) == once
+    if name != "no_shapes":
+        onnx.checker.check_model(g.to_proto(graph), full_check=True)
+    check_the_same(graph, case.feeds, expected, loose=False)
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -7,9 +7,10 @@ import numpy as np
 import onnx
 import pytest
 from awkward import ZOO
-from graphs import feeds_of, fused, model, normal, ops, pipeline, relative, run, samples_of
+from graphs import feeds_of, fused, model, normal, ops, pipeline, relative, run, samples_of, sqnr
 from onnxq.passes.solve import spare_slow
-from onnxq.passes.solve.spare_slow import plan_without, regions
+from onnxq.passes.solve.regions import regions
+from onnxq.passes.solve.spare_slow import plan_without
 
 from onnxq import graph as g
 from onnxq.pipeline import Pipeline, Plan, Result
@@ -181,6 +182,16 @@ def all_stored(result: Result) -> g.Graph:
     planned = [node.name for node, plan in result.context.plan.quantized(g.walk(result.prepared))]
     result.context.plan = plan_without(planned, Plan(result.context.plan))
     return result.context.quantized(result.prepared)
+
+
+def test_a_spared_layer_between_integer_ones_is_run_in_float(price: dict[str, float]) -> None:
+    """The runtime makes an integer layer of any float one between codes, if it is let."""
+    price |= {"Conv": 10, "int": 2, "int c": 50}
+    result = quantized(chain())
+    assert [name for name, plan in result.context.plan.items() if plan.stored] == ["c"]
+    for feed in feeds_of(3, x=(1, 3, 10, 10)):
+        plain, optimized = (run(result.to_proto(), feed, o)["y"] for o in (False, True))
+        assert sqnr(optimized, plain) > 60
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -1,0 +1,160 @@
+"""What every algorithm shares that chooses codes weight by weight: it writes `solve` alone.
+
+How much an error in a weight is seen in the layer's output is told by its inputs. For errors
+D = W − Ŵ (out, in),
+
+    E‖x Dᵀ‖² = Σ_rows d H dᵀ,    H = E[xxᵀ] (in, in).
+
+H of one layer with 4608 inputs takes 85 MB. Layers are solved in windows that fit the budget of
+memory, with a run over the samples for each.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq import graph as g
+from onnxq.calibrate import observe
+from onnxq.errors import OnnxqError
+from onnxq.graph import Graph
+from onnxq.observe_channels import Hessian, SecondMoments
+from onnxq.pipeline import Context, Pass
+from onnxq.qtype import Floats, QTensor, QType
+
+ROWS = 1 << 12  # inputs of a layer that H is made of, of all samples together, and at least
+ROWS_PER_COLUMN = 16  # as many times the size of one: what H cannot do with fewer of, see `shrunk`
+
+
+class Layer(NamedTuple):
+    """One weight to be solved.
+
+    `hessian` is (groups, in, in): the rows of `weight` (out, in) belong to groups in turn. `start`
+    holds the codes so far, None before there are any.
+    """
+
+    weight: Floats
+    qtype: QType
+    hessian: NDArray[np.floating[Any]]
+    pair_limit: int | None
+    start: QTensor | None
+
+
+@dataclass(frozen=True)
+class WeightSolver(Pass):
+    """Base of algorithms that solve one weight after another, knowing H of its inputs."""
+
+    analysis: ClassVar[bool] = True
+    needs_samples: ClassVar[bool] = True
+
+    @abstractmethod
+    def solve(self, layer: Layer) -> QTensor:
+        """Codes for one weight."""
+
+    def apply(self, graph: Graph, ctx: Context) -> int:
+        todo = [job for job in _jobs(graph, ctx) if (self.name, job.name) not in ctx.solved]
+        done = 0
+        for window in _windows(todo, ctx.memory_budget):
+            moments = _observe(window, graph, ctx)
+            for job in window:
+                ctx.progress(self.name, done, len(todo))
+                done += 1
+                ctx.solved.add((self.name, job.name))
+                seen = moments.pop(job.name)
+                if seen.rows:  # a branch may never have run
+                    ctx.weights[job.name] = self.solve(job.layer(seen, ctx.weights.get(job.name)))
+        return done
+
+
+@dataclass
+class _Job:
+    """A weight and all that is multiplied with it: names of tensors, and how each becomes rows."""
+
+    view: g.WeightView
+    qtype: QType
+    pair_limit: int | None
+    inputs: list[tuple[str, g.Unfolding]]
+
+    @property
+    def name(self) -> str:
+        return str(self.view.tensor.name)
+
+    @property
+    def columns(self) -> int:
+        return math.prod(self.view.tensor.shape) // self.view.rows
+
+    @property
+    def bytes(self) -> int:
+        """Of H, of the product that is added to it, and of H shrunk."""
+        return 3 * 4 * self.inputs[0][1].groups * self.columns**2
+
+    def layer(self, seen: SecondMoments, start: QTensor | None) -> Layer:
+        return Layer(self.view.matrix(), self.qtype, seen.shrunk(), self.pair_limit, start)
+
+
+def _jobs(graph: Graph, ctx: Context) -> list[_Job]:
+    """Every weight of the plan whose inputs can be seen."""
+    unseen = {id(node) for body in g.hidden(graph) for node in body.nodes}
+    jobs: dict[str, _Job] = {}
+    for node, plan in ctx.plan.quantized(g.walk(graph)):
+        for view in g.weight_views(node):
+            unfolding = g.unfolding(view)
+            if plan.weight is None or unfolding is None or id(node) in unseen:
+                continue
+            limit = plan.rule.pair_limit if plan.rule else None
+            job = jobs.setdefault(view.tensor.name, _Job(view, plan.weight, limit, []))
+            job.inputs.append((node.inputs[0].name, unfolding))
+    return list(jobs.values())
+
+
+def _windows(jobs: Iterable[_Job], budget: int) -> Iterator[list[_Job]]:
+    """Jobs in turn whose statistics fit the budget together; one alone may exceed it."""
+    window: list[_Job] = []
+    for job in jobs:
+        if window and sum(other.bytes for other in window) + job.bytes > budget:
+            yield window
+            window = []
+        window.append(job)
+    if window:
+        yield window
+
+
+def _observe(window: list[_Job], graph: Graph, ctx: Context) -> dict[str, SecondMoments]:
+    """Moments of the inputs of every weight, those that several share measured once."""
+    if ctx.samples is None:
+        raise OnnxqError("rounding by the layers' inputs needs samples, and there are none")
+    keys: dict[tuple[str, g.Unfolding], str] = {}
+    observers: dict[str, Hessian] = {}
+    for job in window:
+        rows = max(ROWS, ROWS_PER_COLUMN * job.columns)
+        for source in job.inputs:
+            if source not in keys:
+                keys[source] = f"{source[0]}#hessian{len(keys)}"
+                observers[keys[source]] = Hessian(source[1], -(-rows // max(1, len(ctx.samples))))
+    seen = observe(
+        graph,
+        observers,
+        ctx.samples,
+        threads=ctx.threads,
+        progress=lambda done, total: ctx.progress("calibrate", done, total),
+    )
+    return {job.name: _together([seen[keys[source]] for source in job.inputs]) for job in window}
+
+
+def _together(moments: list[SecondMoments]) -> SecondMoments:
+    """Moments of all inputs of one weight."""
+    moments = [seen for seen in moments if seen.rows] or moments[:1]
+    if len(moments) == 1:
+        return moments[0]
+    rows = sum(seen.rows for seen in moments)
+    product, mean = (
+        np.sum([seen[part] * np.float32(seen.rows / rows) for seen in moments], axis=0)
+        for part in (0, 1)
+    )
+    return SecondMoments(product, mean, rows)
