@@ -25,12 +25,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 LIMIT = 2 << 30  # bytes in the folder
 LARGEST = 64 << 20  # bytes of an entry: more takes as long to read as to measure
 _SUFFIX = ".npz"
+_PACKED = {name: getattr(ml_dtypes, name) for name in ("int2", "uint2", "int4", "uint4")}
 _enabled: ContextVar[bool] = ContextVar("cache", default=True)
 
 
@@ -150,11 +152,14 @@ def _encode(value: Any, arrays: dict[str, NDArray[Any]]) -> Any:
     if isinstance(value, float) and not isinstance(value, np.generic):
         return {"float": value.hex()}
     if isinstance(value, np.ndarray | np.generic):
-        array = np.asarray(value)
+        array, packed = np.asarray(value), ""
+        if array.dtype.name in _PACKED:
+            array, packed = array.astype(np.int8), array.dtype.name
         if array.dtype.kind not in "biufc":
             raise TypeError(f"no array of {array.dtype} can be kept")
         arrays[f"a{len(arrays)}"] = array
-        return {"array": f"a{len(arrays) - 1}", "scalar": isinstance(value, np.generic)}
+        place = f"a{len(arrays) - 1}"
+        return {"array": place, "scalar": isinstance(value, np.generic), "packed": packed}
     if isinstance(value, dict):
         return {"dict": [[_encode(k, arrays), _encode(v, arrays)] for k, v in value.items()]}
     kind = type(value)
@@ -177,6 +182,7 @@ def _decode(tree: Any, arrays: Any) -> Any:
         return float.fromhex(tree["float"])
     if "array" in tree:
         array = arrays[tree["array"]]
+        array = array.astype(_PACKED[tree["packed"]]) if tree["packed"] else array
         return array[()] if tree["scalar"] else array
     if "dict" in tree:
         return {_decode(k, arrays): _decode(v, arrays) for k, v in tree["dict"]}

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxq import cache
 from onnxq import graph as g
 from onnxq.calibrate import observe
 from onnxq.errors import OnnxqError
@@ -68,8 +69,20 @@ class WeightSolver(Pass):
                 ctx.solved.add((self.name, job.name))
                 seen = moments.pop(job.name)
                 if seen.rows:  # a branch may never have run
-                    ctx.weights[job.name] = self.solve(job.layer(seen, ctx.weights.get(job.name)))
+                    layer = job.layer(seen, ctx.weights.get(job.name))
+                    ctx.weights[job.name] = self._solved_once(layer)
         return done
+
+    def _solved_once(self, layer: Layer) -> QTensor:
+        """Recipes that are tried with one pass more or less solve the same layers again."""
+        if cache.folder() is None:
+            return self.solve(layer)
+        name = cache.key(self.name, self.settings(), layer)
+        found = cache.get(name)
+        if not isinstance(found, QTensor):
+            found = self.solve(layer)
+            cache.put(name, found)
+        return found
 
 
 @dataclass

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -81,3 +81,17 @@ def test_no_samples_is_an_error() -> None:
     graph, ctx = planned(None)
     with pytest.raises(OnnxqError, match="needs samples"):
         Recorded().apply(graph, ctx)
+
+
+def test_the_same_layer_is_solved_once_by_all_runs() -> None:
+    for bits in (8, 4):
+        codes = []
+        for expected in (3, 0):
+            graph, ctx = planned()
+            ctx.plan = Plan(
+                {name: replace(p, weight=replace(S8, bits=bits)) for name, p in ctx.plan.items()}
+            )
+            assert Recorded().apply(graph, ctx) == 3
+            assert len(Recorded.seen) == expected
+            codes.append([ctx.weights[name].codes.astype(int).tolist() for name in "wvu"])
+        assert codes[0] == codes[1]
