@@ -30,7 +30,6 @@ class NodePlan:
     """What becomes of one node.
 
     `inputs` are the slots whose activations are quantized; `output` says whether its result is.
-    `stored` weights are codes in the file alone: the runtime makes them float when it loads it.
     A node left in float has a reason and nothing else.
     """
 
@@ -40,11 +39,15 @@ class NodePlan:
     inputs: tuple[int, ...] = ()
     output: bool = False
     rule: OpRule | None = None
-    stored: bool = False
 
     @property
     def quantized(self) -> bool:
         return self.weight is not None or self.activation is not None
+
+    @property
+    def weights_alone(self) -> bool:
+        """Codes in the file, float arithmetic."""
+        return self.weight is not None and self.activation is None
 
 
 class Plan(dict[str, NodePlan]):

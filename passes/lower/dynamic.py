@@ -45,12 +45,12 @@ class Dynamic(Pass):
                 if view is None or plan.weight is None or view.tensor.name not in ctx.weights:
                     continue
                 q = ctx.weights[view.tensor.name]
-                if plan.stored:
-                    changes += lower_stored(body, node, ctx.weights, maker)
-                elif node.op == "Gather":
+                if node.op == "Gather":
                     changes += lower_embedding(body, node, q, maker)
+                elif plan.weights_alone:
+                    changes += lower_stored(body, node, ctx.weights, maker)
                 elif node.op in g.RECURRENT:
-                    changes += lower_recurrent(body, node, plan, ctx.weights, maker)
+                    changes += lower_recurrent(node, ctx.weights, maker)
                 else:
                     changes += writer.lower(node, view, q)
         g.tidy(graph)

@@ -67,12 +67,12 @@ class _Writer:
         if view is None or plan.weight is None or view.tensor.name not in self.ctx.weights:
             return 0
         codes = self.ctx.weights[view.tensor.name]
-        if plan.stored:
-            return lower_stored(self.body, node, self.ctx.weights, self.maker)
         if node.op == "Gather":
             return lower_embedding(self.body, node, codes, self.maker)
+        if plan.weights_alone and codes.scale.ndim < 2:
+            return lower_stored(self.body, node, self.ctx.weights, self.maker)
         if node.op in g.RECURRENT:
-            return lower_recurrent(self.body, node, plan, self.ctx.weights, self.maker)
+            return lower_recurrent(node, self.ctx.weights, self.maker)
         alone = plan.activation is None
         known = f"{view.tensor.name} alone" if alone else view.tensor.name
         if known not in self.dequantized:

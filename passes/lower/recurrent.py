@@ -1,7 +1,6 @@
-"""Integer weights of LSTM, GRU and RNN, where no provider has a static integer recurrence.
+"""Integer LSTM, where no provider has a static integer recurrence.
 
-An LSTM becomes `com.microsoft.DynamicQuantizeLSTM`, which multiplies in integers and quantizes
-activations as they come, where the target has it; other weights are kept as codes and dequantized.
+`com.microsoft.DynamicQuantizeLSTM` multiplies in integers and quantizes activations as they come.
 """
 
 from __future__ import annotations
@@ -12,21 +11,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq import graph as g
-from onnxq.pipeline import NodePlan
 from onnxq.qtype import QTensor
 
 
-def lower_recurrent(
-    body: g.Graph, node: g.Node, plan: NodePlan, weights: Mapping[str, QTensor], maker: g.Maker
-) -> int:
+def lower_recurrent(node: g.Node, weights: Mapping[str, QTensor], maker: g.Maker) -> int:
     """Put codes in the place of W and R. Returns the number of rewrites."""
     views = g.weight_views(node)
-    found = [weights[view.tensor.name] for view in views]
-    if plan.activation is not None:
-        return _dynamic_lstm(node, views, found, maker)
-    for view, q in zip(views, found, strict=True):
-        node.inputs[view.slot] = dequantized_matrix(body, view, q, maker)
-    return 1
+    return _dynamic_lstm(node, views, [weights[view.tensor.name] for view in views], maker)
 
 
 def dequantized_matrix(

@@ -29,11 +29,7 @@ def regions(graph: Graph, plan: Plan) -> list[Region]:
             key = leader[key]
         return key
 
-    members = [
-        (node, p)
-        for node, p in plan.quantized(graph.nodes)
-        if p.activation is not None and not p.stored
-    ]
+    members = [(node, p) for node, p in plan.quantized(graph.nodes) if p.activation is not None]
     for node, p in members:
         here = find(node.name)
         maker = g.producer(node.inputs[0])

@@ -7,8 +7,7 @@
 3. At last the whole model is timed. What a runtime fuses across regions, no region tells.
 
 Weights of spared layers stay codes, which the runtime expands when it loads the model: the file
-stays small, and the layer is as fast as it was. So are weights that were codes alone before: to
-dequantize them at every run would only take time.
+stays small, and the layer is as fast as it was.
 
 Timings differ from run to run: a form is left only for one that is faster by `margin`.
 """
@@ -49,14 +48,13 @@ class SpareSlow(Pass):
         samples = ctx.unseen or ctx.samples
         if not ctx.lowering or samples is None or not ctx.target.is_here:
             return 0
-        expanded = expand_lone_weights(graph, ctx)
         try:
             reasons = self.slow_nodes(graph, ctx, next(iter(samples)))
         except OnnxqError as error:  # verification says what is wrong, if it is
             ctx.report.warn(f"not timed against float: {error}")
-            return expanded
+            return 0
         spare(reasons, graph, ctx)
-        return len(reasons) + expanded
+        return len(reasons)
 
     def slow_nodes(self, graph: Graph, ctx: Context, feed: Feed) -> Reasons:
         """Which nodes of the plan had better stay float."""
@@ -109,18 +107,6 @@ def _reason(integers: float, floats: float, what: str = "") -> str:
     return f"slower here: {what}{integers:.3f} ms in integers, {floats:.3f} ms in float"
 
 
-def expand_lone_weights(graph: Graph, ctx: Context) -> int:
-    """Have weights of float activations expanded at load time, those in bodies too."""
-    changed = 0
-    for node, p in ctx.plan.quantized(g.walk(graph)):
-        if p.weight is None or p.activation is not None or p.stored or node.op == "Gather":
-            continue
-        if (p.weight.group or -1) < 0:  # a block's scale would have to be repeated
-            ctx.plan[node.name] = replace(p, stored=True)
-            changed += 1
-    return changed
-
-
 def spare(reasons: Reasons, graph: Graph, ctx: Context) -> None:
     """Take nodes out of the plan; their weights stay codes."""
     ctx.plan.update(plan_without(reasons, ctx.plan))
@@ -133,7 +119,7 @@ def plan_without(spared: Iterable[str], plan: Plan) -> Plan:
     changed = Plan(plan)
     for name in spared:
         weight = plan[name].weight
-        changed[name] = NodePlan(weight=weight, stored=True) if weight else NodePlan("slower here")
+        changed[name] = NodePlan(weight=weight) if weight else NodePlan("slower here")
     return changed
 
 

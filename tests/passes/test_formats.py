@@ -289,6 +289,10 @@ def _grids(result: Result) -> list[tuple[g.Array, g.Array, bool]]:
         (g.values(n.inputs[1]), g.values(n.inputs[2]), g.is_constant(n.inputs[0]))
         for n in g.walk(result.graph)
         if n.op in ("QuantizeLinear", "DequantizeLinear")
+    ] + [
+        (q.scale, q.zero, True)  # of weights alone
+        for name, q in result.context.weights.items()
+        if "#" not in name
     ]
 
 

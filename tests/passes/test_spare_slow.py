@@ -120,20 +120,20 @@ def test_a_region_that_its_pairs_make_slower_stays_float_with_stored_weights(
     large = [t for t in made.graph.initializer if np.prod(t.dims) > 16]
     assert {t.data_type for t in large} == {onnx.TensorProto.INT8}
     assert reasons(result)["a"] == "slower here: 11.000 ms in integers, 10.000 ms in float"
-    assert all(plan.stored for plan in result.context.plan.values() if plan.weight)
+    assert all(plan.weights_alone for plan in result.context.plan.values() if plan.weight)
 
 
 def test_a_region_that_is_faster_in_integers_is_left_as_planned(price: dict[str, float]) -> None:
     price |= {"Conv": 10, "int": 1, "QuantizeLinear": 1, "DequantizeLinear": 1}
     result = quantized(stack())
     assert ops(result.to_proto()).count("QuantizeLinear") == 4
-    assert not any(plan.stored for plan in result.context.plan.values())
+    assert not any(plan.weights_alone for plan in result.context.plan.values())
 
 
 def test_one_slow_layer_of_a_fast_region_is_left_out(price: dict[str, float]) -> None:
     price |= {"Conv": 10, "int": 2, "int a": 50, "QuantizeLinear": 1, "DequantizeLinear": 1}
     result = quantized(chain())
-    spared = [name for name, plan in result.context.plan.items() if plan.stored]
+    spared = [name for name, plan in result.context.plan.items() if plan.weights_alone]
     assert spared == ["a"]
     assert reasons(result)["a"] == "slower here: 50.000 ms in integers, 10.000 ms in float"
 
@@ -141,7 +141,7 @@ def test_one_slow_layer_of_a_fast_region_is_left_out(price: dict[str, float]) ->
 def test_a_slow_layer_whose_conversions_cost_more_stays_integer(price: dict[str, float]) -> None:
     price |= {"Conv": 10, "int": 2, "int c": 12, "QuantizeLinear": 3, "DequantizeLinear": 3}
     result = quantized(chain())
-    assert not any(plan.stored for plan in result.context.plan.values())
+    assert not any(plan.weights_alone for plan in result.context.plan.values())
 
 
 def test_the_whole_model_has_the_last_word(
@@ -188,7 +188,7 @@ def test_a_spared_layer_between_integer_ones_is_run_in_float(price: dict[str, fl
     """The runtime makes an integer layer of any float one between codes, if it is let."""
     price |= {"Conv": 10, "int": 2, "int c": 50}
     result = quantized(chain())
-    assert [name for name, plan in result.context.plan.items() if plan.stored] == ["c"]
+    assert [name for name, plan in result.context.plan.items() if plan.weights_alone] == ["c"]
     for feed in feeds_of(3, x=(1, 3, 10, 10)):
         plain, optimized = (run(result.to_proto(), feed, o)["y"] for o in (False, True))
         assert sqnr(optimized, plain) > 60
