@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxq.api import bench, inspect, quantize, validate
-    from onnxq.effects import sensitivity
     from onnxq.errors import OnnxqError
     from onnxq.pipeline import Context, Pass, Pipeline, Result
     from onnxq.qtype import QParams, QTensor, QType
     from onnxq.recipe import load_recipe
     from onnxq.report import Report
     from onnxq.target import load_target
-    from onnxq.tuner import tune
+    from onnxq.tuning.sensitivity import sensitivity
+    from onnxq.tuning.tuner import tune
 
 _HOMES = {
     "api": ("bench", "inspect", "quantize", "validate"),
@@ -23,9 +23,9 @@ _HOMES = {
     "qtype": ("QParams", "QTensor", "QType"),
     "recipe": ("load_recipe",),
     "report": ("Report",),
-    "effects": ("sensitivity",),
+    "tuning.sensitivity": ("sensitivity",),
     "target": ("load_target",),
-    "tuner": ("tune",),
+    "tuning.tuner": ("tune",),
 }
 _HOME = {name: f"onnxq.{home}" for home, names in _HOMES.items() for name in names}
 

@@ -115,7 +115,7 @@ def sensitivity(
     """Measure what quantizing each layer alone, or all but it, does to the model's outputs."""
     with working(not quiet) as progress:
         from onnxq import cache
-        from onnxq.effects import sensitivity as run
+        from onnxq.tuning.sensitivity import sensitivity as run
 
         check_file(report, model)
         with cache.disabled(no_cache):
@@ -228,7 +228,7 @@ def tune(
     """Find the fastest model within bounds, leaving layers float where that helps."""
     with working(not quiet) as progress:
         from onnxq import cache
-        from onnxq.tuner import tune as run
+        from onnxq.tuning.tuner import tune as run
 
         check_file(report, model, output)
         with cache.disabled(no_cache):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from onnxq.candidates import Candidate
-from onnxq.effects import LayerEffect, Sensitivity
 from onnxq.tables import Column, milliseconds, percent, print_table, quantity
 from onnxq.tables import cosine as cosine_text
-from onnxq.tuning import Tuning
+from onnxq.tuning.candidates import Candidate
+from onnxq.tuning.result import Tuning
+from onnxq.tuning.sensitivity import LayerEffect, Sensitivity
 
 BAR = 24  # columns of the longest bar
 SPAN_DB = 40.0  # of a bar, where effects are in dB

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from test_cli import CALIBRATION, DIGITS, complaint, passed
 
-from onnxq import candidates
+from onnxq.tuning import candidates
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "TIMED", 0.05)
-    monkeypatch.setattr("onnxq.timing.SECONDS", 0.01)
+    monkeypatch.setattr("onnxq.tuning.timing.SECONDS", 0.01)
 
 
 def test_sensitivity_ranks_layers_with_a_bar_for_each() -> None:

@@ -7,7 +7,7 @@ import pytest
 from graphs import normal
 
 from onnxq.errors import OnnxqError
-from onnxq.metrics import NAMES, class_scores, metric
+from onnxq.tuning.metrics import NAMES, class_scores, metric
 
 A = [{"logits": 3 * normal(4, 6, seed=k), "hidden": normal(4, 5, 8, seed=k)} for k in range(3)]
 B = [{n: v + normal(*v.shape, seed=50 + k) for n, v in a.items()} for k, a in enumerate(A)]

@@ -12,13 +12,13 @@ import pytest
 from graphs import Feeds, feeds_of, model, normal, run, samples_of
 
 from onnxq import graph as g
-from onnxq import segments
-from onnxq.effects import Sensitivity, sensitivity
 from onnxq.errors import OnnxqError
-from onnxq.metrics import metric
 from onnxq.pipeline import Pipeline
 from onnxq.recipe import load_recipe
 from onnxq.target import load_target
+from onnxq.tuning import segments
+from onnxq.tuning.metrics import metric
+from onnxq.tuning.sensitivity import Sensitivity, sensitivity
 
 
 def saved(proto: onnx.ModelProto, folder: Path) -> Path:

@@ -12,14 +12,15 @@ from graphs import MODELS, feeds_of, run
 from test_sensitivity import plain_chain, saved
 
 import onnxq
-from onnxq import cache, candidates, mixing, tuner
-from onnxq.bounds import Bounds, Limit, parse_bounds
+from onnxq import cache
 from onnxq.errors import OnnxqError
-from onnxq.knapsack import Choice
-from onnxq.metrics import metric
-from onnxq.mixing import last_that
 from onnxq.report import Latency
-from onnxq.tuning import Tuning
+from onnxq.tuning import candidates, mixing, tuner
+from onnxq.tuning.bounds import Bounds, Limit, parse_bounds
+from onnxq.tuning.knapsack import Choice
+from onnxq.tuning.metrics import metric
+from onnxq.tuning.mixing import last_that
+from onnxq.tuning.result import Tuning
 
 DIGITS = MODELS / "digits_cnn.onnx"
 SAMPLES = str(MODELS / "digits_cnn.calib.npz")
@@ -28,7 +29,7 @@ SAMPLES = str(MODELS / "digits_cnn.calib.npz")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "TIMED", 0.05)
-    monkeypatch.setattr("onnxq.timing.SECONDS", 0.01)
+    monkeypatch.setattr("onnxq.tuning.timing.SECONDS", 0.01)
 
 
 def tuned(folder: Path, **options: Any) -> Tuning:

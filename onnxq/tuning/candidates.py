@@ -9,10 +9,6 @@ from typing import Any
 
 from onnxq import cache, verify
 from onnxq import graph as g
-from onnxq.bounds import Bounds
-from onnxq.meter import float_session
-from onnxq.metrics import Distance, Metric, class_scores
-from onnxq.metrics import metric as metric_of
 from onnxq.pipeline import Progress
 from onnxq.recipe import Recipe
 from onnxq.report import Latency, Report
@@ -20,7 +16,11 @@ from onnxq.runtime import Session
 from onnxq.samples import Samples
 from onnxq.storage import model_size
 from onnxq.target import Target
-from onnxq.variants import Variants, assign_of, decided, with_layers
+from onnxq.tuning.bounds import Bounds
+from onnxq.tuning.meter import float_session
+from onnxq.tuning.metrics import Distance, Metric, class_scores
+from onnxq.tuning.metrics import metric as metric_of
+from onnxq.tuning.variants import Variants, assign_of, decided, with_layers
 
 METADATA = 1024  # bytes that a model says of itself beside its recipe, at most
 ROUNDS = 1000  # of a comparison, at most: tiny models want many

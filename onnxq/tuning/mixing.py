@@ -15,15 +15,15 @@ import numpy as np
 
 from onnxq import cache
 from onnxq import graph as g
-from onnxq.bounds import Bounds
-from onnxq.candidates import Candidate, Workshop, mixed
 from onnxq.errors import OnnxqError
-from onnxq.knapsack import Choice, front
-from onnxq.meter import Meter
-from onnxq.metrics import metric as metric_of
 from onnxq.pipeline import Progress
-from onnxq.timing import layer_times
-from onnxq.variants import Variants, assign_of, variants, with_format
+from onnxq.tuning.bounds import Bounds
+from onnxq.tuning.candidates import Candidate, Workshop, mixed
+from onnxq.tuning.knapsack import Choice, front
+from onnxq.tuning.meter import Meter
+from onnxq.tuning.metrics import metric as metric_of
+from onnxq.tuning.timing import layer_times
+from onnxq.tuning.variants import Variants, assign_of, variants, with_format
 
 WEIGHED_ON = 32  # calibration samples that layers are measured on
 TRIED = 48  # entries of the front that bisection runs over

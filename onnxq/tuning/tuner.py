@@ -30,26 +30,26 @@ from onnxq.api import (
     _with_custom_ops,
     quantize,
 )
-from onnxq.bounds import Bounds, parse_bounds
-from onnxq.candidates import Candidate, Workshop
 from onnxq.errors import OnnxqError
-from onnxq.meter import float_session
-from onnxq.metrics import Metric, class_scores
-from onnxq.metrics import metric as metric_of
-from onnxq.mixing import Mixer
 from onnxq.passes import Assign
 from onnxq.pipeline import Progress
-from onnxq.recipe import Recipe, load_recipe, preset_names
+from onnxq.recipe import Recipe, load_recipe
 from onnxq.report import Latency, Report
 from onnxq.samples import Preprocessing
 from onnxq.sampling import Sampling
 from onnxq.scratch import scratch
 from onnxq.storage import load_proto, model_size
 from onnxq.target import Target, load_target
-from onnxq.tuning import Tuning
-from onnxq.variants import assign_of
+from onnxq.tuning.bounds import Bounds, parse_bounds
+from onnxq.tuning.candidates import Candidate, Workshop
+from onnxq.tuning.meter import float_session
+from onnxq.tuning.metrics import Metric, class_scores
+from onnxq.tuning.metrics import metric as metric_of
+from onnxq.tuning.mixing import Mixer
+from onnxq.tuning.result import Tuning
+from onnxq.tuning.variants import assign_of
 
-PRESETS = ("int8-accurate", "int8-static", "int8-dynamic")  # those of them that are installed
+PRESETS = ("int8-accurate", "int8-static", "int8-dynamic", "int8-weights")
 LEAST_SAMPLES = 8
 HELD_OUT = 512
 FAR = 1.25  # times the latency of the fastest preset: from slower ones nothing is mixed
@@ -85,9 +85,9 @@ def tune(
 
     `max_drop` bounds the share of the metric's value that is lost against the float model, "0.5%"
     or 0.005; `min_cosine` the cosine of the outputs; `max_latency` and `max_size` are "0.7x" of the
-    float model's, or "12ms" and "3MB". `metric` is a name of `onnxq.metrics` or `module:function`,
-    called with the outputs of the held-out samples in order; `auto` is `top1` where outputs are
-    class scores and `cosine` otherwise.
+    float model's, or "12ms" and "3MB". `metric` is a name of `onnxq.tuning.metrics` or
+    `module:function`, called with the outputs of the held-out samples in order; `auto` is `top1`
+    where outputs are class scores and `cosine` otherwise.
 
     The first half of the samples calibrates, `limit` at most; up to 512 after them are held out.
     `presets` are recipes to try as they are and to mix from; `formats` those that layers may have
@@ -105,7 +105,7 @@ def tune(
     place = Path(output) if output else path.with_name(f"{path.stem}.tuned.onnx")
     _check_paths(path, place)
     device = target if isinstance(target, Target) else load_target(target)
-    names = presets or [name for name in PRESETS if name in preset_names()]
+    names = presets or PRESETS
     recipes = [_with_patterns(load_recipe(name), include, exclude) for name in names]
     original, proto = g.load(path), load_proto(path)
     _check_inputs(proto)

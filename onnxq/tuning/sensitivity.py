@@ -21,8 +21,6 @@ from onnxq import graph as g
 from onnxq.api import Source, _check_inputs, _check_weights, _environment, _with_custom_ops
 from onnxq.errors import OnnxqError
 from onnxq.layers import REFUSED
-from onnxq.meter import Meter, float_session
-from onnxq.metrics import metric as metric_of
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.selectors import Selector
 from onnxq.pipeline import Progress
@@ -32,7 +30,9 @@ from onnxq.samples import Preprocessing
 from onnxq.sampling import Sampling
 from onnxq.storage import load_proto
 from onnxq.target import Target, load_target
-from onnxq.variants import decided, variants
+from onnxq.tuning.meter import Meter, float_session
+from onnxq.tuning.metrics import metric as metric_of
+from onnxq.tuning.variants import decided, variants
 
 
 @dataclass
@@ -114,8 +114,9 @@ def sensitivity(
     `samples`, `preprocess`, `states`, `limit`, `include` and `exclude` are as for `quantize`: the
     layers that it would quantize are measured, of them those that match a pattern of `layers`,
     where it has any. The first `measure` samples are measured on. `metric` is a name of
-    `onnxq.metrics`, `auto`, or `module:function`, which is called with the outputs of all samples
-    in order, a list of {output: array}, and returns a number that is higher for a better model.
+    `onnxq.tuning.metrics`, `auto`, or `module:function`, which is called with the outputs of all
+    samples in order, a list of {output: array}, and returns a number that is higher for a better
+    model.
 
     Raises OnnxqError for bad input.
     """

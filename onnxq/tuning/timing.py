@@ -13,8 +13,8 @@ from typing import Any
 from onnxq import verify
 from onnxq.pipeline import Plan
 from onnxq.samples import Feed
-from onnxq.segments import Chain, Lower, Segment, cuts
-from onnxq.variants import Variants
+from onnxq.tuning.segments import Chain, Lower, Segment, cuts
+from onnxq.tuning.variants import Variants
 
 RUNS = 40
 SECONDS = 0.5  # per layer, at most

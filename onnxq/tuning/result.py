@@ -6,9 +6,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from onnxq.bounds import Bounds
-from onnxq.candidates import Candidate
 from onnxq.report import Latency, Report
+from onnxq.tuning.bounds import Bounds
+from onnxq.tuning.candidates import Candidate
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""What each layer does to a model, and formats chosen by it: `sensitivity` and `tune`."""
