@@ -44,7 +44,7 @@ def settle(
     known = max(1, len(samples) - judges)  # all of them, where there is only one
     fitted = samples.slice(0, known)
     judging = verify.take(samples.slice(len(samples) - judges, None), judges)
-    reference = verify.Recorded(_session(graph, target, options), judging)
+    reference = verify.Recorded(Session.of(graph, threads=options.get("threads")), judging)
     names = [step.name for step in recipe.passes if step.name in recipe.optional]
     kept = set[str]()
 
@@ -57,7 +57,13 @@ def settle(
             if step.name != SpareSlow.name  # which changes speed alone
         ]
         result = Pipeline(steps).run(graph, fitted, target, **options)
-        compared = verify.compare(reference, _session(result.graph, target, options), judging)
+        made = Session.of(
+            result.graph,
+            providers=target.providers,
+            threads=options.get("threads"),
+            config=target.session,
+        )
+        compared = verify.compare(reference, made, judging)
         noises = [
             c.error_energy / c.reference_energy for c in compared.values() if c.reference_energy
         ]
@@ -79,14 +85,3 @@ def settle(
             best = tried
     steps = tuple(s for s in recipe.passes if s.name not in recipe.optional or s.name in kept)
     return replace(recipe, passes=steps, optional=frozenset())
-
-
-def _session(graph: g.Graph, target: Target, options: Mapping[str, Any]) -> Session:
-    model, weights = g.to_proto_without_weights(graph)
-    return Session(
-        model,
-        providers=target.providers,
-        threads=options.get("threads"),
-        config=target.session,
-        initializers=weights,
-    )

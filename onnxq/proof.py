@@ -56,9 +56,11 @@ def prove(
     if (trained := result.context.float_form) is not None:
         # Training saw the model as written, which optimizations may round otherwise; how much
         # that may change is measured by what its quantization changes.
-        plain = _session_of(original, threads, optimize=False)
+        plain = Session.of(original, threads=threads, optimize=False)
         said = verify.Recorded(plain, feeds)
-        unquantized = verify.Recorded(_session_of(without_fake_quant(trained), threads), feeds)
+        unquantized = verify.Recorded(
+            Session.of(without_fake_quant(trained), threads=threads), feeds
+        )
     report.outputs = verify.output_records(verify.compare(said, optimized, feeds))
     progress("time both models", 2, steps)
     timed = verify.latency([reference, optimized], feeds[0])
@@ -74,7 +76,7 @@ def prove(
     if grouped is not None:
         progress("compare groups", 2, steps)
         reference = (
-            _session_of(original, threads, optimize=False)
+            Session.of(original, threads=threads, optimize=False)
             if as_written
             else _float_session(result, report, threads)
         )
@@ -134,14 +136,9 @@ def _float_session(result: Result, report: Report, threads: int | None) -> Sessi
     try:
         return Session(report.model, threads=threads)
     except OnnxqError as error:
-        session = _session_of(result.prepared, threads)
+        session = Session.of(result.prepared, threads=threads)
         report.warn(f"compared with the model in float32, since as it is {error}")
         return session
-
-
-def _session_of(graph: g.Graph, threads: int | None, optimize: bool = True) -> Session:
-    proto, weights = g.to_proto_without_weights(graph)
-    return Session(proto, threads=threads, initializers=weights, optimize=optimize)
 
 
 def _rank(result: Result, report: Report, feeds: Sequence[verify.Feed]) -> None:

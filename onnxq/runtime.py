@@ -18,6 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnxq.errors import OnnxqError, one_line
+from onnxq.graph import Graph, to_proto_without_weights
 from onnxq.scratch import scratch
 from onnxq.storage import save_proto
 from onnxq.tensors import initializers, is_external, read_in
@@ -135,6 +136,12 @@ class Session:
         self.outputs = [value.name for value in self.ort.get_outputs()]
         ends = [*self.ort.get_inputs(), *self.ort.get_outputs()]
         self._has_bfloat16 = any(value.type == "tensor(bfloat16)" for value in ends)
+
+    @classmethod
+    def of(cls, graph: Graph, **options: Any) -> Session:
+        """A session of a graph, whose weights it takes from memory; `options` as above."""
+        model, weights = to_proto_without_weights(graph)
+        return cls(model, initializers=weights, **options)
 
     def _source(self, model: str | Path | onnx.ModelProto, files: ExitStack) -> str | bytes:
         if not isinstance(model, onnx.ModelProto):

@@ -34,8 +34,7 @@ def float_session(model: str | Path, graph: g.Graph, threads: int | None = None)
         return Session(model, threads=threads, config=QUIET)
     except OnnxqError:
         wide = Pipeline([Widen()]).run(graph, None, load_target("cpu")).graph
-        proto, weights = g.to_proto_without_weights(wide)
-        return Session(proto, threads=threads, initializers=weights, config=QUIET)
+        return Session.of(wide, threads=threads, config=QUIET)
 
 
 class Meter:

@@ -39,8 +39,7 @@ class Trial:
 
     def __init__(self, graph: Graph, ctx: Context, feeds: list[Feed]) -> None:
         names = [t.name for t in graph.outputs if g.is_float(t)]
-        model, weights = g.to_proto_without_weights(graph)
-        session = Session(model, threads=ctx.threads, initializers=weights)
+        session = Session.of(graph, threads=ctx.threads)
         self.feeds, self.expected = feeds, [session.run(feed, names) for feed in feeds]
         self.power = {
             name: sum(float(np.square(e[name], dtype=np.float64).sum()) for e in self.expected)
@@ -50,9 +49,8 @@ class Trial:
         quantized = ctx.quantized(graph, qdq=True)
         self.inputs = dict(_open_ranges(quantized, ctx.activations))
         self.fixed = dict(ctx.activations)
-        model, weights = g.to_proto_without_weights(quantized)
         # Optimized, onnxruntime 1.31 gets float weights between quantized activations wrong.
-        self.session = Session(model, threads=ctx.threads, initializers=weights, optimize=False)
+        self.session = Session.of(quantized, threads=ctx.threads, optimize=False)
 
     def error(self, ranges: Mapping[str, QParams]) -> float:
         """E under these ranges; infinite where the model says nothing comparable."""

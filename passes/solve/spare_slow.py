@@ -205,18 +205,15 @@ class _Stopwatch:
         Each takes a feed of its own, or both the same.
         """
         target = self.ctx.target
-        sessions = []
-        for form in (one, other):
-            model, weights = g.to_proto_without_weights(form)
-            sessions.append(
-                Session(
-                    model,
-                    providers=target.providers,
-                    threads=self.ctx.threads,
-                    config=target.session,
-                    initializers=weights,
-                )
+        sessions = [
+            Session.of(
+                form,
+                providers=target.providers,
+                threads=self.ctx.threads,
+                config=target.session,
             )
+            for form in (one, other)
+        ]
         both = {**feeds[0], **feeds[-1]}
         left, right = latency(sessions, both, seconds=SECONDS, most=ROUNDS)
         return left.low_ms, right.low_ms
