@@ -29,20 +29,17 @@ BEFORE = {
     "adaround": ("spare-slow", "quantize-bias"),
     "bias-correct": ("spare-slow", "quantize-bias"),
 }
-CNN = ("equalize", "search-scales", "adaround", "bias-correct")
-TRANSFORMER = ("smoothquant", "split-outliers", "search-scales", "adaround", "bias-correct")
+CNN = ("equalize", "search-scales", "coordinate-descent", "bias-correct")
+CNN_PER_TENSOR = ("equalize", "split-outliers", "coordinate-descent", "bias-correct")
+CNN_FOUR_BITS = ("equalize", "search-scales", "adaround", "coordinate-descent", "bias-correct")
+TRANSFORMER = ("smoothquant", "search-scales", "coordinate-descent", "bias-correct")
 CASES = (
     ("mobilenet_v1_0.75_224", "int8-static", CNN),
-    ("mobilenet_v1_0.75_224", "int8-per-tensor", CNN),
-    ("mobilenet_v1_0.75_224", "int8-symmetric", CNN),
-    ("mobilenet_v1_0.75_224", "int8-power-of-two", CNN),
-    ("mobilenet_v1_0.75_224", "w4a8", CNN),
+    ("mobilenet_v1_0.75_224", "int8-per-tensor", CNN_PER_TENSOR),
+    ("mobilenet_v1_0.75_224", "w4a8", CNN_FOUR_BITS),
     ("mobilenet_v1_0.25_224", "int8-static", CNN),
-    ("cifar10_resnet20", "int8-static", CNN),
-    ("cifar10_resnet20", "w4a8", CNN),
-    ("kws_dscnn", "int8-static", CNN),
+    ("cifar10_resnet20", "w4a8", CNN_FOUR_BITS),
     ("all-MiniLM-L6-v2", "int8-static", TRANSFORMER),
-    ("all-MiniLM-L6-v2", "w4a8", TRANSFORMER),
 )
 
 
