@@ -192,7 +192,7 @@ def tune(
             "--preset",
             metavar="NAME",
             rich_help_panel=CHOICE,
-            show_default="int8-accurate, int8-static, int8-dynamic, where installed",
+            show_default="int8-accurate, int8-static, int8-dynamic, int8-weights",
             help="A preset or a recipe file to try and to mix from. Can be repeated.",
         ),
     ] = None,
