@@ -44,7 +44,7 @@ from onnxq.samples import Samples
 from onnxq.solver import Job, Layer, jobs, windows
 
 Array = NDArray[Any]
-ROWS = 256  # of a layer's inputs that are taken of each sample
+ROWS = 1024  # of a layer's inputs that are taken of each sample
 UNSURE = 3  # rows of one sample are alike, so that so many count as one
 
 
