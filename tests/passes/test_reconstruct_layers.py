@@ -156,3 +156,26 @@ def test_the_output_error_falls_against_layers_solved_one_by_one() -> None:
     corrected = [SearchScales(activations=False), CoordinateDescent(), BiasCorrect()]
     assert output_error(made, feeds, [ReconstructLayers()]) < 0.8 * alone
     assert output_error(made, feeds, [ReconstructLayers()]) < output_error(made, feeds, corrected)
+
+
+def test_weights_that_layers_share_keep_their_codes_and_the_same_run_gives_the_same_bytes() -> None:
+    text = """(float[n,6] x) => (float[n,6] y) {
+        a = Gemm (x, w, b)
+        r = Relu (a)
+        c = Gemm (r, w)
+        d = Tanh (c)
+        y = Gemm (d, own, b)
+    }"""
+    made = model(text, w=normal(6, 6), own=normal(6, 6, seed=1), b=normal(6, seed=2))
+    samples = samples_of(made, feeds_of(8, x=(16, 6)))
+    plain, one, twice = (
+        Pipeline(recipe(*added)).run(g.load(made), samples, load_target("cpu"), threads=1)
+        for added in ([], [ReconstructLayers()], [ReconstructLayers()])
+    )
+    moved = [
+        name
+        for name, q in plain.context.weights.items()
+        if name in ("w", "own") and not np.array_equal(q.codes, one.context.weights[name].codes)
+    ]
+    assert moved == ["own"]
+    assert twice.to_proto().SerializeToString() == one.to_proto().SerializeToString()
