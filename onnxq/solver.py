@@ -59,9 +59,9 @@ class WeightSolver(Pass):
         """Codes for one weight."""
 
     def apply(self, graph: Graph, ctx: Context) -> int:
-        todo = [job for job in _jobs(graph, ctx) if (self.name, job.name) not in ctx.solved]
+        todo = [job for job in jobs(graph, ctx) if (self.name, job.name) not in ctx.solved]
         done = 0
-        for window in _windows(todo, ctx.memory_budget):
+        for window in windows(todo, ctx.memory_budget):
             moments = _observe(window, graph, ctx)
             for job in window:
                 ctx.progress(self.name, done, len(todo))
@@ -86,7 +86,7 @@ class WeightSolver(Pass):
 
 
 @dataclass
-class _Job:
+class Job:
     """A weight and all that is multiplied with it: names of tensors, and how each becomes rows."""
 
     view: g.WeightView
@@ -111,24 +111,24 @@ class _Job:
         return Layer(self.view.matrix(), self.qtype, seen.shrunk(), self.pair_limit, start)
 
 
-def _jobs(graph: Graph, ctx: Context) -> list[_Job]:
+def jobs(graph: Graph, ctx: Context) -> list[Job]:
     """Every weight of the plan whose inputs can be seen."""
     unseen = {id(node) for body in g.hidden(graph) for node in body.nodes}
-    jobs: dict[str, _Job] = {}
+    jobs: dict[str, Job] = {}
     for node, plan in ctx.plan.quantized(g.walk(graph)):
         for view in g.weight_views(node):
             unfolding = g.unfolding(view)
             if plan.weight is None or unfolding is None or id(node) in unseen:
                 continue
             limit = plan.rule.pair_limit if plan.rule else None
-            job = jobs.setdefault(view.tensor.name, _Job(view, plan.weight, limit, []))
+            job = jobs.setdefault(view.tensor.name, Job(view, plan.weight, limit, []))
             job.inputs.append((node.inputs[0].name, unfolding))
     return list(jobs.values())
 
 
-def _windows(jobs: Iterable[_Job], budget: int) -> Iterator[list[_Job]]:
+def windows(jobs: Iterable[Job], budget: int) -> Iterator[list[Job]]:
     """Jobs in turn whose statistics fit the budget together; one alone may exceed it."""
-    window: list[_Job] = []
+    window: list[Job] = []
     for job in jobs:
         if window and sum(other.bytes for other in window) + job.bytes > budget:
             yield window
@@ -138,7 +138,7 @@ def _windows(jobs: Iterable[_Job], budget: int) -> Iterator[list[_Job]]:
         yield window
 
 
-def _observe(window: list[_Job], graph: Graph, ctx: Context) -> dict[str, SecondMoments]:
+def _observe(window: list[Job], graph: Graph, ctx: Context) -> dict[str, SecondMoments]:
     """Moments of the inputs of every weight, those that several share measured once."""
     if ctx.samples is None:
         raise OnnxqError("rounding by the layers' inputs needs samples, and there are none")

@@ -16,6 +16,7 @@ from onnxq.passes.solve.calibrate import Calibrate
 from onnxq.passes.solve.coordinate_descent import CoordinateDescent
 from onnxq.passes.solve.fold_fake_quant import FoldFakeQuant
 from onnxq.passes.solve.quantize_bias import QuantizeBias
+from onnxq.passes.solve.reconstruct_layers import ReconstructLayers
 from onnxq.passes.solve.round_to_nearest import RoundToNearest
 from onnxq.passes.solve.search_scales import SearchScales
 from onnxq.passes.solve.spare_quiet import SpareQuiet
@@ -35,6 +36,7 @@ __all__ = [
     "Normalize",
     "QOperator",
     "QuantizeBias",
+    "ReconstructLayers",
     "RoundToNearest",
     "SearchScales",
     "SmoothQuant",

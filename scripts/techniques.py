@@ -27,6 +27,7 @@ BEFORE = {
     "search-scales": ("spare-quiet", "round-to-nearest"),
     "coordinate-descent": ("spare-slow", "quantize-bias"),
     "adaround": ("spare-slow", "quantize-bias"),
+    "reconstruct-layers": ("spare-slow", "quantize-bias"),
     "bias-correct": ("spare-slow", "quantize-bias"),
 }
 CNN = ("equalize", "search-scales", "coordinate-descent", "bias-correct")
