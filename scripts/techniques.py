@@ -1,4 +1,4 @@
-"""What each technique buys on which model: a recipe with one more pass, and with all of them."""
+"""What each technique buys on which model: a recipe with one more pass, and with several."""
 
 from __future__ import annotations
 
@@ -31,35 +31,22 @@ BEFORE = {
     "bias-correct": ("spare-slow", "quantize-bias"),
 }
 CNN = ("equalize", "search-scales", "coordinate-descent", "bias-correct", "reconstruct-layers")
-TRANSFORMER = ("smoothquant", *CNN[1:])
 CASES: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # model, preset, sets of passes
     (
-        "mobilenet_v1_0.75_224", "int8-static",
-        (*CNN, "search-scales coordinate-descent bias-correct", "search-scales reconstruct-layers"),
-    ),
-    (
         "mobilenet_v1_0.75_224", "int8-per-tensor",
-        (
-            "split-outliers", *CNN, "equalize bias-correct",
-            "equalize split-outliers bias-correct",
-            "equalize split-outliers coordinate-descent bias-correct",
-            "equalize split-outliers reconstruct-layers",
-        ),
+        ("equalize", "split-outliers", "bias-correct", "equalize bias-correct",
+         "equalize split-outliers bias-correct", "equalize split-outliers reconstruct-layers"),
     ),
     (
         "mobilenet_v1_0.75_224", "w4a8",
-        (*CNN, "search-scales coordinate-descent", "equalize reconstruct-layers"),
+        ("search-scales", "coordinate-descent", "bias-correct", "search-scales coordinate-descent",
+         "reconstruct-layers"),
     ),
-    (
-        "mobilenet_v1_0.25_224", "int8-static",
-        (*CNN, "search-scales coordinate-descent bias-correct", "search-scales reconstruct-layers"),
-    ),
-    ("mobilenet_v1_0.75_224", "int8-power-of-two", (*CNN, "equalize reconstruct-layers")),
-    ("cifar10_resnet20", "w4a8", (*CNN, "adaround")),
+    ("mobilenet_v1_0.75_224", "int8-static", (*CNN, "search-scales reconstruct-layers")),
+    ("mobilenet_v1_0.25_224", "int8-static", (*CNN, "search-scales reconstruct-layers")),
     (
         "all-MiniLM-L6-v2", "int8-static",
-        (*TRANSFORMER, "smoothquant search-scales coordinate-descent bias-correct",
-         "smoothquant reconstruct-layers"),
+        ("smoothquant", *CNN[1:], "smoothquant reconstruct-layers"),
     ),
 )  # fmt: skip
 
