@@ -117,8 +117,10 @@ _DELICATE = {
 
 
 def _delicate(graph: Graph) -> dict[str, str]:
-    """Element-wise parts of what transformers are made of. Of Softmax the target has the say."""
-    parts = inside(find(graph))
+    """Element-wise parts of what transformers are made of. Of single operators the target says why,
+    of Softmax whether.
+    """
+    parts = inside([pattern for pattern in find(graph) if len(pattern.nodes) > 1])
     return {
         node.name: _DELICATE[parts[node.name]]
         for node in g.walk(graph)

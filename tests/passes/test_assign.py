@@ -1,4 +1,5 @@
 import numpy as np
+import onnx
 import pytest
 from awkward import ZOO, Case
 from graphs import apply, context, feeds_of, model, normal, pipeline, run, sqnr
@@ -256,3 +257,37 @@ def test_formats_that_a_target_has_no_rule_for_are_an_error_in_one_line(
             plan_of(ZOO["residual"](), form=form, **wishes)
         assert "w8a8" in str(error.value)
         assert "\n" not in str(error.value)
+
+
+# ── what transformers are made of ────────────────────────────────────────────────────────────────
+
+
+def written_out_norm() -> onnx.ModelProto:
+    text = """(float[n,8] x) => (float[n,8] y) {
+        a = MatMul (x, w)
+        m = ReduceMean <axes = [-1]> (a)
+        c = Sub (a, m)
+        p = Mul (c, c)
+        v = ReduceMean <axes = [-1]> (p)
+        e = Add (v, eps)
+        s = Sqrt (e)
+        d = Div (c, s)
+        k = Mul (d, gain)
+        b = Add (k, bias)
+        y = MatMul (b, w)
+    }"""
+    ones = np.ones(8, np.float32)
+    return model(text, w=normal(8, 8), eps=np.float32(1e-5), gain=ones, bias=ones)
+
+
+@pytest.mark.parametrize(
+    ("layers", "reason"),
+    [((), "part of a layer normalization, which 8 bits"), (("p=w8a8",), "its inputs are float")],
+)
+def test_steps_of_a_normalization_stay_float_unless_they_are_asked_for(
+    layers: tuple[str, ...], reason: str
+) -> None:
+    _, _, ctx = apply(Assign(layers=layers), written_out_norm())
+    assert ctx.plan["p"].reason.startswith(reason)
+    assert ctx.plan["k"].reason.startswith("part of a layer normalization")
+    assert ctx.plan["y"].quantized
