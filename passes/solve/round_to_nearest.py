@@ -59,7 +59,7 @@ class RoundToNearest(Pass):
         return {
             key: Moments(g.input_channel_axis(node))
             for node, plan in ctx.plan.quantized(g.walk(graph))
-            if plan.weight and plan.activation
+            if plan.weight
             for view in g.weight_views(node)
             if (key := _moments_key(view)) is not None
         }
