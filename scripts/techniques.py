@@ -118,8 +118,9 @@ def write_section(page: Path, heading: str, text: str) -> None:
 
 
 ABLATION = "What each technique buys"
-ABLATION_TEXT = """The preset's recipe without its optional passes, with one pass more, and with
-several; 40 samples calibrate, the dev split is scored, target `cpu`. One run of
+ABLATION_TEXT = """
+The preset's recipe without its optional passes, with one pass more, and with several; 40 samples
+calibrate, the dev split is scored, target `cpu`. One run of
 
     scripts/benchmark ablation --shared DIR --markdown docs/accuracy.md
 
