@@ -8,7 +8,6 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import wraps
 from importlib import metadata
 from pathlib import Path
@@ -105,7 +104,7 @@ def quantize(
     path = Path(model)
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe or preset), settings)
     if not (check and latency_check):  # what is not run is not timed
-        chosen = replace(chosen, passes=tuple(p for p in chosen.passes if p.name != SpareSlow.name))
+        chosen = chosen.without(SpareSlow.name)
     device = target if isinstance(target, Target) else load_target(target)
     place = Path(output) if output else path.with_name(f"{path.stem}.{chosen.name}.onnx")
     _check_paths(path, place)

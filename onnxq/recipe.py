@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,10 @@ class Recipe:
     @property
     def pipeline(self) -> Pipeline:
         return Pipeline(self.passes)
+
+    def without(self, name: str) -> Recipe:
+        """The same without the passes of this name."""
+        return replace(self, passes=tuple(step for step in self.passes if step.name != name))
 
     @property
     def text(self) -> str:

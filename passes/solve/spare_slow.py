@@ -80,7 +80,7 @@ class SpareSlow(Pass):
         """Which nodes of a region had better stay float."""
         layers = [node for node in part.nodes if node.op in HEAVY]
         reasons = self.slow_kernels(layers, part, watch) if len(layers) > 1 else {}
-        integers, floats = watch.timeregion(part, reasons, None)
+        integers, floats = watch.time_region(part, reasons, None)
         if floats < integers / (1 + self.margin):
             here = "" if len(layers) == 1 else f"{len(layers)} layers that belong together take "
             return {node.name: _reason(integers, floats, here) for node in part.nodes} | reasons
@@ -97,7 +97,7 @@ class SpareSlow(Pass):
         for step in range(len(slow).bit_length() + 1):
             tried = {name: _reason(*timed[name]) for name in slow[: 1 << step]}
             if tried and tried != best:
-                whole, without = watch.timeregion(part, {}, tried)
+                whole, without = watch.time_region(part, {}, tried)
                 if without / whole < fastest:
                     best, fastest = tried, without / whole
         return best
@@ -159,7 +159,7 @@ class _Stopwatch:
         """The model in integers, but for what is spared, and in float."""
         return self._time(self._lowered(self.graph, spared), self.graph, self.feed)
 
-    def timeregion(self, part: Region, one: Reasons, other: Reasons | None) -> tuple[float, float]:
+    def time_region(self, part: Region, one: Reasons, other: Reasons | None) -> tuple[float, float]:
         """A region without what either form spares; None stands for float."""
         feed = {name: self.values[name] for name in part.inputs}
         float_form = g.cut(self.graph, _types(feed), part.outputs)
