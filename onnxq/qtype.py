@@ -19,6 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.floating[Any]]
 Codes = NDArray[Any]  # ml_dtypes' 2- and 4-bit integers are no subtype of np.integer
 
+_LEAST_HALF = 2.0**-11  # float16 is exact to 2⁻¹⁴ of itself there, to 2⁻²⁵ whatever the size
+
 _SPEC = re.compile(
     r"(?P<sign>[us])(?P<bits>\d+)(?P<asym>a)?(?P<power>p)?(?::(?P<group>channel|\d+))?"
 )
@@ -85,9 +87,17 @@ class QType:
 
     @property
     def qmin(self) -> int:
-        """Symmetric formats give up their lowest code, so that ±x are equally far from zero."""
+        """Symmetric formats give up their lowest code, so that ±x are equally far from zero.
+
+        Those with blocks do not: the scale of a block may be negative, and the lowest code is for
+        the weight that is farthest from zero.
+        """
         lowest = -(1 << (self.bits - 1)) if self.signed else 0
-        return lowest + 1 if self.symmetric else lowest
+        return lowest + 1 if self.symmetric and not self.blocked else lowest
+
+    @property
+    def blocked(self) -> bool:
+        return self.group is not None and self.group > 0
 
     @property
     def middle(self) -> int:
@@ -206,10 +216,34 @@ def weight_scale(weight: Floats, qtype: QType) -> tuple[Floats, Codes]:
     if qtype.group == -1:
         low, high = weight.min(axis=1, initial=0), weight.max(axis=1, initial=0)
         return scale_and_zero(low, high, qtype)
-    out, columns = weight.shape
-    padded = np.pad(weight, ((0, 0), (0, -columns % qtype.group)))
-    blocks = padded.reshape(out, -1, qtype.group)
-    return scale_and_zero(blocks.min(axis=2), blocks.max(axis=2), qtype)
+    blocks = in_blocks(weight, qtype.group)
+    low, high = blocks.min(axis=2), blocks.max(axis=2)
+    if not qtype.symmetric or qtype.power_of_two:
+        scale, zero = scale_and_zero(low, high, qtype)
+        return block_scale(scale, qtype), zero
+    farthest = np.where(high > -low, high, low)
+    scale = block_scale(farthest / np.float32(qtype.qmin - qtype.middle), qtype)
+    return scale, np.full(scale.shape, qtype.middle, qtype.dtype)
+
+
+def in_blocks(weight: Floats, group: int) -> Floats:
+    """A weight (out, in) as (out, blocks, group), filled up with zeros."""
+    padded = np.pad(weight, ((0, 0), (0, -weight.shape[1] % group)))
+    return padded.reshape(len(weight), -1, group)
+
+
+def block_scale(scale: Floats, qtype: QType) -> Floats:
+    """Scales (out, blocks) of blocks as files hold them: rounded to float16, kept in float32.
+
+    It moves a weight by 2⁻¹² of itself, and halves what the scales add to each weight's bits. A
+    tensor so small that float16 has no digits for it keeps float32. What is too small for a scale
+    becomes 1: its block is zero.
+    """
+    scale = np.asarray(scale, np.float32)
+    largest = float(np.abs(scale).max(initial=0))
+    if not qtype.power_of_two and _LEAST_HALF < largest < np.finfo(np.float16).max:
+        scale = scale.astype(np.float16).astype(np.float32)
+    return np.where(np.abs(scale) < np.finfo(np.float32).tiny, np.float32(1), scale)
 
 
 def quantize_weight(weight: Floats, scale: Floats, zero: Codes, qtype: QType) -> QTensor:
