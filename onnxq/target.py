@@ -93,7 +93,9 @@ class OpRule:
 
     def takes(self, format: Format) -> bool:
         """Whether it is of these widths, and something is left of it."""
-        if format.block is not None and format.block not in self.blocks:
+        if self.blocks and format.block not in self.blocks:
+            return False
+        if format.block is not None and not self.blocks:
             return False
         widths = (self.weight, format.weight_bits), (self.activation, format.activation_bits)
         fits = all(q is None or bits is None or q.bits == bits for q, bits in widths)

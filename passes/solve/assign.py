@@ -115,7 +115,8 @@ def _check_format(format: Format, form: Form, target: Target) -> None:
             f"{', '.join(sorted(map(str, known)))}; choose another --target or format"
         )
     rules = [rule for rules in target.ops.values() for rule in rules if rule.form == form]
-    blocks = sorted({size for rule in rules if rule.takes(whole) for size in rule.blocks})
+    same = [rule for rule in rules if rule.weight and rule.weight.bits == format.weight_bits]
+    blocks = sorted({size for rule in same for size in rule.blocks})
     if format.block is not None and not any(rule.takes(format) for rule in rules):
         sizes = f"blocks of {', '.join(map(str, blocks))}" if blocks else "no blocks"
         raise OnnxqError(

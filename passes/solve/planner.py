@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import onnx_graphsurgeon as gs
 from onnxq.passes.solve.selectors import Selector
 
 from onnxq import graph as g
@@ -116,6 +117,7 @@ class Planner:
         self.graph, self.ctx, self.wishes = graph, ctx, wishes
         self.form, self.scheme = wishes.form, wishes.scheme
         self.own = {id(node) for node in graph.nodes}
+        self._shapes: dict[str, tuple[int | str | None, ...]] = {}
         self.coded: dict[str, QType] = {}  # tensors that are handed on as codes
         self.wanted = self._find_wanted()
 
@@ -224,10 +226,13 @@ class Planner:
         if self.form == "weights" and format.block is None:
             format = replace(format, block=self.wishes.default.block or BLOCK)
         rule = self.ctx.target.rule(node, self.form, format)
+        view = g.weight_view(node)
+        if rule is not None and rule.blocks and view and view.batched:
+            rule = rule if g.products_of_batch(node, self._shape(node.inputs[0])) else None
         if rule is None and (format.block or (format.weight_bits or 8) < 8):
             format = replace(format, weight_bits=8, block=None)
             rule = self.ctx.target.rule(node, self.form, format)
-        if rule is not None and rule.blocks and rule.weight and (view := g.weight_view(node)):
+        if rule is not None and rule.blocks and rule.weight and view:
             columns = math.prod(view.tensor.shape) // view.rows
             block = fitting_block(columns, format.block or BLOCK, rule)
             rule = replace(rule, weight=replace(rule.weight, group=block))
@@ -237,6 +242,13 @@ class Planner:
             if self.scheme.symmetric or self.scheme.power_of_two:  # and as they come
                 rule = rule.only(Format(rule.weight.bits))
         return None if rule is None else self.scheme.of(rule)
+
+    def _shape(self, tensor: gs.Tensor) -> tuple[int | str | None, ...] | None:
+        """The shape of a tensor as declared, or else as it follows from what makes it."""
+        if tensor.shape is None:
+            self._shapes = self._shapes or g.shapes(self.graph)
+            tensor.shape = self._shapes.get(tensor.name)
+        return None if tensor.shape is None else tuple(tensor.shape)
 
     def _refusal(self, node: Node) -> str:
         if why := self.wishes.why_float(node):
