@@ -12,6 +12,7 @@ from onnxq.passes.prepare.split_outliers import SplitOutliers
 from onnxq.passes.prepare.widen import Widen
 from onnxq.passes.solve.adaround import AdaRound
 from onnxq.passes.solve.assign import Assign
+from onnxq.passes.solve.autoround import AutoRound
 from onnxq.passes.solve.bias_correct import BiasCorrect
 from onnxq.passes.solve.calibrate import Calibrate
 from onnxq.passes.solve.coordinate_descent import CoordinateDescent
@@ -28,6 +29,7 @@ __all__ = [
     "GPTQ",
     "AdaRound",
     "Assign",
+    "AutoRound",
     "BiasCorrect",
     "Calibrate",
     "CoordinateDescent",

@@ -18,9 +18,7 @@ def refitted(made: Layer, q: QTensor) -> QTensor:
 
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("spec", ["u4a:8", "u4:8", "u4a:16", "s4:32", "s2:8", "s4:channel", "s4"])
-def test_repeated_it_gives_the_least_squares_of_all_scales_together(
-    spec: str, groups: int
-) -> None:
+def test_repeated_it_gives_the_least_squares_of_all_scales_together(spec: str, groups: int) -> None:
     """Against LAPACK: the minimum over scales of ‖(w − Σ s_b c_b) L‖², H = L Lᵀ."""
     made = layer(12, 36, spec, groups)
     q = made.start
