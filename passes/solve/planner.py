@@ -220,9 +220,8 @@ class Planner:
     def _of_target(self, node: Node) -> OpRule | None:
         """The target's rule for the format that is wished for, in the recipe's scheme."""
         format = self.wishes.format(node)
-        if self.form == "weights" and node.op == "Gather" and node.name not in self.wishes.formats:
-            few = g.weight_view(node) is not None and node.inputs[0].shape[0] < SMALL_TABLE
-            format = replace(format, weight_bits=8) if few and format.weight_bits else format
+        if self.form == "weights" and format.weight_bits and self._wants_bytes(node, format):
+            format = replace(format, weight_bits=8)
         if self.form == "weights" and format.block is None:
             format = replace(format, block=self.wishes.default.block or BLOCK)
         rule = self.ctx.target.rule(node, self.form, format)
@@ -242,6 +241,16 @@ class Planner:
             if self.scheme.symmetric or self.scheme.power_of_two:  # and as they come
                 rule = rule.only(Format(rule.weight.bits))
         return None if rule is None else self.scheme.of(rule)
+
+    def _wants_bytes(self, node: Node, format: Format) -> bool:
+        """Whether a table gets 8 bits whatever the recipe says: a small one, or one of which the
+        rows end within a byte, which the kernel would not see.
+        """
+        if node.op != "Gather" or g.weight_view(node) is None:
+            return False
+        rows, columns = node.inputs[0].shape[0], math.prod(node.inputs[0].shape[1:])
+        chosen = node.name in self.wishes.formats
+        return bool((rows < SMALL_TABLE and not chosen) or columns * (format.weight_bits or 8) % 8)
 
     def _shape(self, tensor: gs.Tensor) -> tuple[int | str | None, ...] | None:
         """The shape of a tensor as declared, or else as it follows from what makes it."""
