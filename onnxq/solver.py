@@ -63,7 +63,7 @@ class WeightSolver(Pass):
     def apply(self, graph: Graph, ctx: Context) -> int:
         todo = [job for job in jobs(graph, ctx) if (self.name, job.name) not in ctx.solved]
         done = 0
-        for window in windows(todo, ctx.memory_budget):
+        for window in windows(todo, ctx.memory_budget // 2):  # half of it is for solving
             left = []
             for job in window:
                 ctx.solved.add((self.name, job.name))
@@ -91,7 +91,7 @@ class WeightSolver(Pass):
     ) -> Iterator[QTensor]:
         """Layers in turn; large ones side by side, a process each, with one thread for BLAS."""
         widest = max(job.bytes for job in jobs) if jobs else 1
-        processes = min(len(jobs), ctx.threads or cpu_count(), ctx.memory_budget // widest)
+        processes = min(len(jobs), ctx.threads or cpu_count(), ctx.memory_budget // 2 // widest)
         if processes < 2 or sum(job.work for job in jobs) < WORTH_PROCESSES:
             yield from map(self._solved_once, layers)
             return
@@ -159,13 +159,19 @@ def jobs(graph: Graph, ctx: Context) -> list[Job]:
 
 
 def windows(jobs: Iterable[Job], budget: int) -> Iterator[list[Job]]:
-    """Jobs in turn whose statistics fit the budget together; one alone may exceed it."""
+    """Jobs in turn whose statistics fit the budget together; one alone may exceed it.
+
+    Weights that read one tensor share what is known of it.
+    """
     window: list[Job] = []
+    sources: dict[tuple[str, g.Unfolding], int] = {}
     for job in jobs:
-        if window and sum(other.bytes for other in window) + job.bytes > budget:
+        own = dict.fromkeys(job.inputs, job.bytes)
+        if window and sum((sources | own).values()) > budget:
             yield window
-            window = []
+            window, sources = [], {}
         window.append(job)
+        sources |= own
     if window:
         yield window
 

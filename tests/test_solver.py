@@ -73,7 +73,8 @@ def test_processes_side_by_side_give_what_one_gives(monkeypatch: pytest.MonkeyPa
     found = []
     for worth in (solver.WORTH_PROCESSES, 0):
         monkeypatch.setattr(solver, "WORTH_PROCESSES", worth)
-        graph, ctx = planned(threads=2)
+        graph, ctx = planned()
+        ctx.threads = 2
         RoundToNearest().apply(graph, ctx)
         with cache.disabled():
             assert CoordinateDescent().apply(graph, ctx) == 3
