@@ -97,8 +97,9 @@ class Assign(Pass):
         formats = {default} | {split(layer)[1] for layer in self.layers}
         for format in sorted(formats - {FLOAT}, key=str):
             _check_format(format, self.form, ctx.target)
-        least = max(format.opset for format in formats)
-        if self.form != "weights" and graph.opset < least:
+        standard = self.form != "weights" or any(s.name == "insert-qdq" for s in ctx.lowering)
+        least = max(format.opset for format in formats) if standard else 0
+        if graph.opset < least:
             Normalize(least).apply(graph, ctx)
         return Wishes(
             Selector((*self.include, *ctx.include), graph),
