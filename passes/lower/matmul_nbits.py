@@ -190,7 +190,8 @@ def _products(
     rank = len(x.shape)
     slices = [x] * view.batches
     if g.products_of_batch(node, x.shape) == "slices":
-        split = maker.emit(body, "Split", [x], node.name, num_outputs=view.batches).inputs[0]
+        sizes = maker.shared(f"{node.name}_sizes", np.ones(view.batches, np.int64))
+        split = maker.emit(body, "Split", [x, sizes], node.name, axis=0).inputs[0]
         split.outputs += [gs.Variable(maker.name(f"{node.name}_part")) for _ in slices[1:]]
         slices = list(split.outputs)
     found = []
