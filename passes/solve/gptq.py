@@ -52,7 +52,9 @@ def gptq(layer: Layer, damping: float = 0.01) -> QTensor:
     codes = np.empty_like(start.codes)
     for group, h in enumerate(hessian):
         order = np.argsort(-np.diagonal(h), kind="stable")
-        w, scale, zero = (a[group].T[order] for a in (weight, start.scale, start.zero))
+        w, scale, zero = (
+            np.ascontiguousarray(a[group].T[order]) for a in (weight, start.scale, start.zero)
+        )
         columns = Columns(w, scale, zero, feedback(h, order, damping), order, layer)
         columns.solve(0, len(order))
         codes[group, :, order] = columns.codes
