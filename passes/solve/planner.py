@@ -31,7 +31,25 @@ FLOAT_INPUTS = "its inputs are float: quantizing them would cost more than it sa
 HIDDEN = "in a body inside a Scan, where its activations cannot be observed"
 BATCH_FIRST = "its batch stands first (layout 1), which the integer kernel does not know"
 FLOAT = Format()
+SMALL_TABLE = 1024  # rows: of positions or token types, read by every token, worth few bytes
+BLOCK = 128  # weights that share a scale where the recipe does not say how many
 CONSTANT_OPERAND = "one operand is constant: its rounding would cost accuracy"
+
+
+def fitting_block(columns: int, wanted: int, rule: OpRule) -> int:
+    """The smallest block whose codes and scales take no more bytes than the wanted one's.
+
+    Kernels want whole blocks, so that a width which is no multiple is filled up: of 172 columns in
+    blocks of 128 a quarter of the codes would say nothing. There smaller blocks, which err less,
+    are free.
+    """
+    bits = rule.weight.bits if rule.weight else 8
+
+    def stored(block: int) -> float:
+        count = -(-columns // block)
+        return count * block * bits / 8 + count * 2 + -(-count * bits // 8)
+
+    return min(block for block in rule.blocks if stored(block) <= stored(wanted))
 
 
 @dataclass(frozen=True)
@@ -46,8 +64,8 @@ class Scheme:
         """The rule with its formats in this scheme."""
 
         def changed(qtype: QType | None) -> QType | None:
-            if qtype is not None and self.symmetric:
-                qtype = replace(qtype, signed=True, symmetric=True)
+            if qtype is not None and self.symmetric:  # kernels for blocks take unsigned codes
+                qtype = replace(qtype, signed=qtype.signed or not qtype.blocked, symmetric=True)
             if qtype is not None and self.power_of_two:
                 qtype = replace(qtype, power_of_two=True)
             return qtype
@@ -119,7 +137,7 @@ class Planner:
             return self._mover(node)
         if node.op in HEAVY:
             return self._heavy(node)
-        return self._light(node)
+        return None if self.form == "weights" else self._light(node)
 
     def _heavy(self, node: Node) -> NodePlan | None:
         rule = self.rule(node)
@@ -200,9 +218,19 @@ class Planner:
     def _of_target(self, node: Node) -> OpRule | None:
         """The target's rule for the format that is wished for, in the recipe's scheme."""
         format = self.wishes.format(node)
+        if self.form == "weights" and node.op == "Gather" and node.name not in self.wishes.formats:
+            few = g.weight_view(node) is not None and node.inputs[0].shape[0] < SMALL_TABLE
+            format = replace(format, weight_bits=8) if few and format.weight_bits else format
+        if self.form == "weights" and format.block is None:
+            format = replace(format, block=self.wishes.default.block or BLOCK)
         rule = self.ctx.target.rule(node, self.form, format)
-        if rule is None and (format.weight_bits or 8) < 8:
-            rule = self.ctx.target.rule(node, self.form, replace(format, weight_bits=8))
+        if rule is None and (format.block or (format.weight_bits or 8) < 8):
+            format = replace(format, weight_bits=8, block=None)
+            rule = self.ctx.target.rule(node, self.form, format)
+        if rule is not None and rule.blocks and rule.weight and (view := g.weight_view(node)):
+            columns = math.prod(view.tensor.shape) // view.rows
+            block = fitting_block(columns, format.block or BLOCK, rule)
+            rule = replace(rule, weight=replace(rule.weight, group=block))
         if rule is not None and node.op in g.RECURRENT and rule.activation is not None:
             if rule.weight is None:
                 return None
@@ -229,6 +257,8 @@ class Planner:
                 return "its constant operand is the left one, or a vector"
             if self.form == "dynamic":
                 return "a product of two activations: dynamic quantization needs a constant weight"
+            if self.form == "weights":
+                return "a product of two activations: it has no weights"
         return self.ctx.target.why_float(node, self.form, self.wishes.format(node))
 
     def _unseen(self, rule: OpRule, node: Node) -> bool:
