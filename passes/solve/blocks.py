@@ -28,7 +28,7 @@ minimum or sum over a block is then elementwise over rows, which vector instruct
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -66,10 +66,16 @@ class Where(NamedTuple):
             tile[:, top : top + strip] = part[top : top + strip].T
         return tile.reshape(-1, self.group, len(part))
 
+    def read_blocks(self, array: Floats) -> Tile:
+        """The part of an array (out, blocks) as (blocks, 1, rows)."""
+        return np.ascontiguousarray(array[self.rows, self.blocks].T, np.float32)[:, None]
+
     def write(self, array: Codes, tile: Tile) -> None:
-        np.copyto(
-            array[self.rows, self.columns], tile.reshape(-1, tile.shape[2]).T, casting="unsafe"
-        )
+        part = array[self.rows, self.columns]
+        np.copyto(part, tile.reshape(-1, tile.shape[2]).T, casting="unsafe")
+
+    def write_blocks(self, array: Codes, tile: Tile) -> None:
+        array[self.rows, self.blocks] = tile[:, 0].T
 
 
 def tiles(shape: tuple[int, int], group: int) -> Iterator[Where]:
@@ -121,25 +127,31 @@ def _rounded(
     zero, ranges = np.empty(scale.shape, qtype.byte), np.empty_like(scale)
 
     def solve(place: Where) -> None:
-        x, at = place.read(weight), (place.rows, place.blocks)
+        x = place.read(weight)
         base, z = block_range(x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True), qtype)
         with np.errstate(over="ignore", invalid="ignore"):  # such a candidate is never best
             s = stored_scale(base, half)
             if clip:
                 seen = None if square is None else place.read(square)
                 s = clipped(x, base, z, qtype, half, seen)
-            nearest = centered(x, s, z, qtype)
-        nearest += z
-        place.write(codes, nearest)
-        ranges[at], scale[at] = base[:, 0].T, s[:, 0].T
-        zero[at] = z[:, 0].T
+            place.write(codes, centered(x, s, z, qtype) + z)
+        for array, tile in ((ranges, base), (scale, s), (zero, z)):
+            place.write_blocks(array, tile)
 
+    for_each_tile(solve, weight.shape, qtype, threads)
+    return QTensor(small(codes, qtype), scale, small(zero, qtype), qtype), ranges
+
+
+def for_each_tile(
+    work: Callable[[Where], None], shape: tuple[int, ...], qtype: QType, threads: int | None
+) -> None:
+    """In threads: NumPy holds no lock while it computes."""
+    assert qtype.group is not None
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        list(pool.map(solve, tiles((weight.shape[0], weight.shape[1]), qtype.group)))
-    return QTensor(_small(codes, qtype), scale, _small(zero, qtype), qtype), ranges
+        list(pool.map(work, tiles((shape[0], shape[1]), qtype.group)))
 
 
-def _small(codes: Codes, qtype: QType) -> Codes:
+def small(codes: Codes, qtype: QType) -> Codes:
     """Bytes as the format's own type, which keeps nothing above its bits."""
     if qtype.signed and qtype.dtype != qtype.byte:
         codes &= (1 << qtype.bits) - 1
