@@ -226,8 +226,10 @@ def weight_scale(weight: Floats, qtype: QType) -> tuple[Floats, Codes]:
     return block_scale(scale, qtype), zero.astype(qtype.dtype)
 
 
-def block_range(low: Floats, high: Floats, qtype: QType) -> tuple[Floats, Floats]:
-    """Scales and zero points (both float32) of blocks with the ranges [low, high], elementwise.
+def block_range(
+    low: Floats, high: Floats, qtype: QType
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scales and zero points of blocks with the ranges [low, high], elementwise.
 
     The scale of a block without a range is 0. Symmetric formats give the weight that is farthest
     from zero their lowest code.
@@ -237,7 +239,8 @@ def block_range(low: Floats, high: Floats, qtype: QType) -> tuple[Floats, Floats
         scale = farthest / np.float32(qtype.qmin - qtype.middle)
         return scale, np.full_like(scale, qtype.middle)
     scale, zero = scale_and_zero(low, high, qtype)
-    return np.where((low < 0) | (high > 0), scale, 0), zero.astype(np.float32)
+    some = np.where((low < 0) | (high > 0), scale, 0)
+    return some.astype(np.float32), zero.astype(np.float32)
 
 
 def in_blocks(weight: Floats, group: int) -> Floats:
