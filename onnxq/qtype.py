@@ -211,7 +211,14 @@ def next_power_of_two(x: ArrayLike) -> Floats:
 def quantize(x: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], qtype: QType) -> Codes:
     """Round half to even, shift, clip: what ONNX QuantizeLinear does. Shapes broadcast."""
     codes = np.rint(x / scale) + zero.astype(np.float32)
-    return np.clip(codes, qtype.qmin, qtype.qmax).astype(qtype.dtype)
+    return as_codes(np.clip(codes, qtype.qmin, qtype.qmax).astype(qtype.byte), qtype)
+
+
+def as_codes(codes: NDArray[np.integer[Any]], qtype: QType) -> Codes:
+    """Codes in bytes, or what is wider, as the format's own type; small ones are not copied."""
+    if qtype.signed and qtype.dtype != qtype.byte:
+        codes &= (1 << qtype.bits) - 1  # nothing is kept above the bits
+    return codes.view(qtype.dtype)
 
 
 def weight_scale(weight: Floats, qtype: QType) -> tuple[Floats, Codes]:

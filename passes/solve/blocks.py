@@ -35,7 +35,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.qtype import Codes, Floats, QTensor, QType, block_range, fits_half, stored_scale
+from onnxq.qtype import (
+    Codes,
+    Floats,
+    QTensor,
+    QType,
+    as_codes,
+    block_range,
+    fits_half,
+    stored_scale,
+)
 
 TILE = 1 << 16  # weights of a tile: three arrays of it fit the second-level cache
 ROWS = (
@@ -139,7 +148,7 @@ def _rounded(
             place.write_blocks(array, tile)
 
     for_each_tile(solve, weight.shape, qtype, threads)
-    return QTensor(small(codes, qtype), scale, small(zero, qtype), qtype), ranges
+    return QTensor(as_codes(codes, qtype), scale, as_codes(zero, qtype), qtype), ranges
 
 
 def for_each_tile(
@@ -149,13 +158,6 @@ def for_each_tile(
     assert qtype.group is not None
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         list(pool.map(work, tiles((shape[0], shape[1]), qtype.group)))
-
-
-def small(codes: Codes, qtype: QType) -> Codes:
-    """Bytes as the format's own type, which keeps nothing above its bits."""
-    if qtype.signed and qtype.dtype != qtype.byte:
-        codes &= (1 << qtype.bits) - 1
-    return codes.view(qtype.dtype)
 
 
 def relative(square: Floats) -> Floats:

@@ -32,13 +32,12 @@ from onnxq.passes.solve.blocks import (
     centered,
     for_each_tile,
     round_blocks,
-    small,
 )
 
 from onnxq import graph as g
 from onnxq.graph import Graph
 from onnxq.pipeline import Context, Pass
-from onnxq.qtype import Floats, QTensor, QType, stored_scale
+from onnxq.qtype import Floats, QTensor, QType, as_codes, stored_scale
 
 NORM = 0.7  # p
 BETA = 10.0
@@ -101,7 +100,7 @@ def hqq(
         place.write_blocks(scale, s)
 
     for_each_tile(solve, weight.shape, qtype, threads)
-    return QTensor(small(codes, qtype), scale, begin.zero, qtype)
+    return QTensor(as_codes(codes, qtype), scale, begin.zero, qtype)
 
 
 def best_scale(
