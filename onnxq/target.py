@@ -21,6 +21,7 @@ Form = Literal["static", "dynamic", "weights"]
 
 _FORMAT = re.compile(r"(?:w(\d+)(?::(\d+))?)?(?:a(\d+))?")
 _SINCE = {2: 25, 4: 21, 16: 21}  # bits → the opset whose DequantizeLinear takes them
+_BLOCKS = 21  # the same of blocks
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Format:
     def opset(self) -> int:
         """The least that can say it. Activations below 8 bits are 8-bit codes that use few."""
         weight, activation = self.weight_bits or 8, max(self.activation_bits or 8, 8)
-        return max(_SINCE.get(weight, 1), _SINCE.get(activation, 1))
+        return max(_SINCE.get(weight, 1), _SINCE.get(activation, 1), _BLOCKS if self.block else 1)
 
 
 W8A8 = Format(8, 8)
@@ -93,7 +94,9 @@ class OpRule:
 
     def takes(self, format: Format) -> bool:
         """Whether it is of these widths, and something is left of it."""
-        if format.block is not None and format.block not in self.blocks:
+        if self.blocks and format.block not in self.blocks:
+            return False
+        if format.block is not None and not self.blocks:
             return False
         widths = (self.weight, format.weight_bits), (self.activation, format.activation_bits)
         fits = all(q is None or bits is None or q.bits == bits for q, bits in widths)
