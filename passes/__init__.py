@@ -16,6 +16,7 @@ from onnxq.passes.solve.bias_correct import BiasCorrect
 from onnxq.passes.solve.calibrate import Calibrate
 from onnxq.passes.solve.coordinate_descent import CoordinateDescent
 from onnxq.passes.solve.fold_fake_quant import FoldFakeQuant
+from onnxq.passes.solve.hqq import HQQ
 from onnxq.passes.solve.quantize_bias import QuantizeBias
 from onnxq.passes.solve.reconstruct_layers import ReconstructLayers
 from onnxq.passes.solve.round_to_nearest import RoundToNearest
@@ -24,6 +25,7 @@ from onnxq.passes.solve.spare_quiet import SpareQuiet
 from onnxq.passes.solve.spare_slow import SpareSlow
 
 __all__ = [
+    "HQQ",
     "AdaRound",
     "Assign",
     "BiasCorrect",
