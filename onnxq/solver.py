@@ -135,12 +135,19 @@ class Job:
         return self.view.rows * self.columns**2
 
     @property
+    def alike(self) -> int:
+        """How many rows of inputs say as much as one: patches of an image overlap, tokens do not
+        (measured by what codes lose on unseen samples).
+        """
+        return 3 if self.inputs[0][1].kernel else 1
+
+    @property
     def bytes(self) -> int:
         """Of H, of the product that is added to it, and of H shrunk."""
         return 3 * 4 * self.inputs[0][1].groups * self.columns**2
 
     def layer(self, seen: SecondMoments, start: QTensor | None) -> Layer:
-        return Layer(self.view.matrix(), self.qtype, seen.shrunk(), self.pair_limit, start)
+        return Layer(self.view.matrix(), self.qtype, seen.shrunk(self.alike), self.pair_limit, start)
 
 
 def jobs(graph: Graph, ctx: Context) -> list[Job]:

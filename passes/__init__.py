@@ -12,10 +12,12 @@ from onnxq.passes.prepare.split_outliers import SplitOutliers
 from onnxq.passes.prepare.widen import Widen
 from onnxq.passes.solve.adaround import AdaRound
 from onnxq.passes.solve.assign import Assign
+from onnxq.passes.solve.autoround import AutoRound
 from onnxq.passes.solve.bias_correct import BiasCorrect
 from onnxq.passes.solve.calibrate import Calibrate
 from onnxq.passes.solve.coordinate_descent import CoordinateDescent
 from onnxq.passes.solve.fold_fake_quant import FoldFakeQuant
+from onnxq.passes.solve.gptq import GPTQ
 from onnxq.passes.solve.hqq import HQQ
 from onnxq.passes.solve.quantize_bias import QuantizeBias
 from onnxq.passes.solve.reconstruct_layers import ReconstructLayers
@@ -25,9 +27,11 @@ from onnxq.passes.solve.spare_quiet import SpareQuiet
 from onnxq.passes.solve.spare_slow import SpareSlow
 
 __all__ = [
+    "GPTQ",
     "HQQ",
     "AdaRound",
     "Assign",
+    "AutoRound",
     "BiasCorrect",
     "Calibrate",
     "CoordinateDescent",
