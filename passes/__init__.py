@@ -3,6 +3,7 @@
 from onnxq.passes.lower.dynamic import Dynamic
 from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.qoperator import QOperator
+from onnxq.passes.prepare.awq import AWQ
 from onnxq.passes.prepare.equalize import Equalize
 from onnxq.passes.prepare.fold_batchnorm import FoldBatchNorm
 from onnxq.passes.prepare.normalize import Normalize
@@ -23,6 +24,7 @@ from onnxq.passes.solve.spare_quiet import SpareQuiet
 from onnxq.passes.solve.spare_slow import SpareSlow
 
 __all__ = [
+    "AWQ",
     "AdaRound",
     "Assign",
     "BiasCorrect",
