@@ -193,6 +193,8 @@ class Pipeline:
             started = time.perf_counter()
             ctx.progress(step.name, number, len(self.passes))
             self._measure(number, graph, ctx)
+            if prepared is None and step.lowers:
+                prepared = g.copy(graph)  # of a recipe that makes no plan
             changes = step.apply(graph, ctx)
             if ctx.plan and (prepared is None or step.prepares):
                 prepared = ctx.float_form or g.copy(graph)

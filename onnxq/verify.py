@@ -300,7 +300,7 @@ def _layer(quantized: g.Graph, name: str, known: Mapping[str, Any]) -> list[gs.N
             continue
         nodes.append(node)
         pending += [t.inputs[0] for t in node.inputs if t.inputs and t.name not in known]
-    return nodes if len(nodes) > 1 else None
+    return nodes if len(nodes) > 1 or g.dtype(target) == np.float16 else None
 
 
 def _attach(shadow: g.Graph, name: str, piece: list[gs.Node], namer: g.Namer) -> str:
@@ -313,7 +313,15 @@ def _attach(shadow: g.Graph, name: str, piece: list[gs.Node], namer: g.Namer) ->
             return made[tensor.name]
         if g.is_constant(tensor):
             return g.renamed(tensor, namer(f"{tensor.name}_shadow"))
-        return here[tensor.name] if tensor.name else gs.Variable.empty()
+        if not tensor.name:
+            return gs.Variable.empty()
+        known = here[tensor.name]
+        if g.dtype(tensor) != np.float16 or g.dtype(known) == np.float16:
+            return known
+        half = gs.Variable(namer(f"{tensor.name}_half"), dtype=np.dtype(np.float16))
+        cast = {"to": int(onnx.TensorProto.FLOAT16)}
+        shadow.nodes.append(gs.Node("Cast", namer(f"{tensor.name}_Cast"), cast, [known], [half]))
+        return half
 
     for node in piece:
         shadow.nodes.append(

@@ -1,6 +1,7 @@
 """The algorithms, one file each: prepare the float graph, solve for codes, lower to operators."""
 
 from onnxq.passes.lower.dynamic import Dynamic
+from onnxq.passes.lower.float16 import Float16
 from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.qoperator import QOperator
 from onnxq.passes.prepare.awq import AWQ
@@ -32,6 +33,7 @@ __all__ = [
     "CoordinateDescent",
     "Dynamic",
     "Equalize",
+    "Float16",
     "FoldBatchNorm",
     "FoldFakeQuant",
     "InsertQDQ",
