@@ -27,7 +27,10 @@ def record_layers(result: Result, report: Report) -> None:
         if g.is_float(t) and len(t.shape) >= 1
     )
     counted: set[str] = set()
-    halves = {name for name, t in g.tensors(result.graph).items() if g.dtype(t) == np.float16}
+    halves = {
+        node.name for node in g.walk(result.graph)
+        if any(g.dtype(t) == np.float16 for t in node.outputs)
+    }  # fmt: skip
     for node in g.walk(result.prepared):
         record = left.get(node.name)
         plan = context.plan.get(node.name)
@@ -41,7 +44,7 @@ def record_layers(result: Result, report: Report) -> None:
             formats += [f"a {plan.activation}"] if plan.activation else []
             form = ", ".join(formats)
             reason = record.reason if record else ""
-        elif record is None and any(t.name in halves for t in node.outputs):
+        elif record is None and node.name in halves:
             form, reason = "float16", ""
         report.layers.append(
             LayerRecord(

@@ -20,7 +20,15 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnxq.passes.lower.islands import FLOAT, HALF, half_slots, is_float32, is_typeless, islands
+from onnxq.passes.lower.islands import (
+    FLOAT,
+    HALF,
+    half_slots,
+    infer_types,
+    is_float32,
+    is_typeless,
+    islands,
+)
 from onnxq.passes.solve.selectors import Selector
 
 from onnxq import graph as g
@@ -30,6 +38,7 @@ from onnxq.observe import Observer
 from onnxq.pipeline import Context, Pass
 
 LARGEST = float(np.finfo(np.float16).max)
+TINY = float(np.finfo(np.float16).tiny)  # what is smaller has fewer digits
 SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
 _KEY = "#float16"
 _CODE = {FLOAT: int(onnx.TensorProto.FLOAT), HALF: int(onnx.TensorProto.FLOAT16)}
@@ -52,7 +61,7 @@ class Float16(Pass):
         if ctx.samples is None:
             return {}
         typed = g.copy(graph)
-        g.infer_types(typed)
+        infer_types(typed, ctx.target)
         unseen = {name for body in g.hidden(typed) for name in body.tensors()}
         return {
             f"{name}{_KEY}": LargestFinite()
@@ -61,7 +70,7 @@ class Float16(Pass):
         }
 
     def apply(self, graph: Graph, ctx: Context) -> int:
-        g.infer_types(graph)
+        infer_types(graph, ctx.target)
         excluded = Selector(ctx.exclude, graph)
         seen = {k.removesuffix(_KEY): v for k, v in ctx.stats.items() if k.endswith(_KEY)}
         kept = islands(graph, ctx.target, excluded, seen)
@@ -101,19 +110,16 @@ class LargestFinite:
         return self.largest
 
 
-def to_half(values: NDArray[Any]) -> tuple[NDArray[np.float16], int, int]:
-    """Values in float16, and how many were beyond its range and how many below its smallest.
+def to_half(values: NDArray[Any]) -> NDArray[np.float16]:
+    """Values in float16; what is finite stays so, and what is not zero stays so.
 
-    >>> to_half(np.array([1e9, -1e-12, 0.5, -np.inf], np.float32))[0].tolist()
+    >>> to_half(np.array([1e9, -1e-12, 0.5, -np.inf], np.float32)).tolist()
     [65504.0, -5.960464477539063e-08, 0.5, -inf]
     """
-    finite = np.isfinite(values)
-    clamped = np.where(finite, np.clip(values, -LARGEST, LARGEST), values)
+    clamped = np.where(np.isfinite(values), np.clip(values, -LARGEST, LARGEST), values)
     half = clamped.astype(np.float16)
-    vanished = (half == 0) & (values != 0)
-    half = np.where(vanished, np.copysign(np.float16(SMALLEST), half), half)
-    beyond = int((finite & (np.abs(values) > LARGEST)).sum())
-    return half, beyond, int(vanished.sum())
+    smallest = np.copysign(np.float16(SMALLEST), half)
+    return np.where((half == 0) & (values != 0), smallest, half)
 
 
 @dataclass
@@ -146,7 +152,8 @@ class _Converter:
                 self._read(body, node)
         for body in bodies:
             for node in list(body.nodes):
-                if g.is_idle_cast(node) and id(node.inputs[0]) in self.halved:
+                ends = {id(t) for t in (*node.inputs, *node.outputs)}
+                if g.is_idle_cast(node) and ends & self.halved:
                     self.changes += g.bypass(body, node)
         if self.changes:
             g.tidy(self.graph)
@@ -168,39 +175,47 @@ class _Converter:
     def _constants(self, bodies: list[Graph]) -> None:
         """Weights that are read as float16 alone change; others get a twin in float16."""
         narrow: dict[int, list[tuple[Node, int]]] = {}
-        wide: set[int] = {
-            id(t._values) for body in bodies for t in body.outputs if g.is_constant(t)
-        }
+        wide = {g.values_id(t) for body in bodies for t in body.outputs if g.is_constant(t)}
         tensors: dict[int, list[gs.Constant]] = {}
         for node in g.walk(self.graph):
-            slots = self._slots(node)[0]
-            for slot, tensor in enumerate(node.inputs):
+            for slot, (tensor, half) in enumerate(
+                zip(node.inputs, self._slots(node)[0], strict=True)
+            ):
                 if g.is_constant(tensor) and is_float32(tensor):
-                    key = id(tensor._values)
+                    key = g.values_id(tensor)
                     tensors.setdefault(key, []).append(tensor)
-                    if slots[slot]:
+                    if may_be_half[slot]:
                         narrow.setdefault(key, []).append((node, slot))
                     else:
                         wide.add(key)
-        beyond = vanished = 0
+        self.changes += len(narrow)
         for key, places in narrow.items():
             first = tensors[key][0]
-            half, over, under = to_half(g.values(first))
-            beyond, vanished = beyond + over, vanished + under
-            self.changes += 1
+            half = self._rounded(first)
             if key in wide:
                 twin = self.maker.constant(f"{first.name}_half", half)
                 for node, slot in places:
                     node.inputs[slot] = twin
                 continue
             g.set_values(first, half)
-            for tensor in tensors[key]:  # bodies have their own tensors of the same values
-                tensor._values, tensor.export_dtype = first._values, None
-        if beyond or vanished:
+            for tensor in tensors[key][1:]:
+                g.share_values(tensor, first)
+
+    def _rounded(self, tensor: gs.Constant) -> NDArray[np.float16]:
+        values = g.values(tensor)
+        finite = np.abs(values[np.isfinite(values)])
+        beyond = int((finite > LARGEST).sum())
+        if beyond:
             self.ctx.report.warn(
-                f"of the weights, {beyond} were beyond the range of float16 and were clamped, "
-                f"{vanished} were below its smallest number and became that"
+                f"{beyond} of the values of {tensor.name!r} were beyond the range of float16 and "
+                f"became ±{LARGEST:.0f}"
             )
+        if values.size > 1 and 0 < finite.max(initial=0) < TINY:
+            self.ctx.report.warn(
+                f"the values of {tensor.name!r} are all below {TINY:.1g}, of which float16 keeps "
+                "few digits; --exclude what reads it to keep that in float32"
+            )
+        return to_half(values)
 
     def _make_half(self, node: Node) -> None:
         made = [
@@ -219,7 +234,7 @@ class _Converter:
         if node.op == "ConstantOfShape":
             value = node.attrs.get("value")
             values = np.zeros(1, np.float32) if value is None else g.values(value)
-            node.attrs["value"] = g.constant(f"{node.name}_value", to_half(values)[0])
+            node.attrs["value"] = g.constant(f"{node.name}_value", to_half(values))
 
     def _give_out(self, body: Graph, slot: int) -> None:
         """An output of the model or of a body has the type that it had, `io` apart."""

@@ -11,6 +11,7 @@ float16 has 11 bits of precision, its largest number is 65504 and its smallest 6
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -37,7 +38,7 @@ def islands(
     `largest` is the largest finite magnitude seen of each tensor, where it was measured.
     """
     kinds = inside(find(graph))
-    angles = _upstream(graph, _ANGLES, lambda node: g.weight_view(node) is None)
+    angles = _upstream(graph, _ANGLES, lambda node: not _mixes_channels(node))
     masks = _upstream(graph, _SOFTMAX, lambda node: node.op in MASKS)
     kept: dict[int, str] = {}
     for node in g.walk(graph):
@@ -71,10 +72,31 @@ def islands(
     return kept
 
 
+def infer_types(graph: Graph, target: Target) -> None:
+    """Types of all tensors, through the provider's own operators too: these make what they read."""
+    g.infer_types(graph)
+    found = True
+    while found:
+        found = False
+        for node in g.walk(graph):
+            if not _is_own(node, target):
+                continue
+            floats = [t.dtype for t in node.inputs if g.is_float(t)]
+            for tensor in node.outputs:
+                if tensor.name and tensor.dtype is None and floats:
+                    tensor.dtype, found = floats[0], True
+        if found:
+            g.infer_types(graph)
+
+
+def _is_own(node: Node, target: Target) -> bool:
+    return node.domain == "com.microsoft" and node.op in target.float16_operators
+
+
 def half_slots(node: Node, opset: int, target: Target) -> tuple[list[bool], list[bool]] | None:
     """Whether each input and each output may be float16; None where no schema says so."""
     inputs, outputs = len(node.inputs), len(node.outputs)
-    if node.domain == "com.microsoft" and node.op in target.float16_operators:
+    if _is_own(node, target):
         return [True] * inputs, [True] * outputs
     if not g.is_standard(node):
         return None
@@ -108,6 +130,12 @@ def _upstream(graph: Graph, ops: tuple[str, ...], through: Callable[[Node], bool
         makers = [g.producer(t) for t in node.inputs if is_float32(t)]
         pending += [m for m in makers if m is not None and id(m) not in found and through(m)]
     return found
+
+
+def _mixes_channels(node: Node) -> bool:
+    """A layer with weights; the product of positions and rates is none, for it adds nothing up."""
+    view = g.weight_view(node)
+    return view is not None and math.prod(view.tensor.shape) > view.rows
 
 
 def _joins_codes(node: Node) -> bool:
