@@ -3,6 +3,7 @@
 from onnxq.passes.lower.dynamic import Dynamic
 from onnxq.passes.lower.float16 import Float16
 from onnxq.passes.lower.insert_qdq import InsertQDQ
+from onnxq.passes.lower.matmul_nbits import MatMulNBits
 from onnxq.passes.lower.qoperator import QOperator
 from onnxq.passes.prepare.awq import AWQ
 from onnxq.passes.prepare.equalize import Equalize
@@ -37,6 +38,7 @@ __all__ = [
     "FoldBatchNorm",
     "FoldFakeQuant",
     "InsertQDQ",
+    "MatMulNBits",
     "Normalize",
     "QOperator",
     "QuantizeBias",
