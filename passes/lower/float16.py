@@ -178,9 +178,8 @@ class _Converter:
         wide = {g.values_id(t) for body in bodies for t in body.outputs if g.is_constant(t)}
         tensors: dict[int, list[gs.Constant]] = {}
         for node in g.walk(self.graph):
-            for slot, (tensor, half) in enumerate(
-                zip(node.inputs, self._slots(node)[0], strict=True)
-            ):
+            may_be_half = self._slots(node)[0]
+            for slot, tensor in enumerate(node.inputs):
                 if g.is_constant(tensor) and is_float32(tensor):
                     key = g.values_id(tensor)
                     tensors.setdefault(key, []).append(tensor)
