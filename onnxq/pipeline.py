@@ -77,6 +77,7 @@ class Context:
     stats: dict[str, Any] = field(default_factory=dict)
     weights: Weights = field(default_factory=Weights)
     activations: dict[str, QParams] = field(default_factory=dict)
+    tied: set[str] = field(default_factory=set)  # weights that are stored as one: rounded alike
     # What batch normalisation said of a tensor before it was folded: (mean, deviation) by channel.
     batch_statistics: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     # The model before a pass that plans and lowers at once; stands for `prepared`.

@@ -20,7 +20,7 @@ from onnxq.qtype import QType
 from onnxq.recipe import load_recipe
 
 SOLVERS = str(Path(__file__).parent / "solvers.toml")
-FEW_BITS = ("w4a8", "int4-rtn")
+FEW_BITS = ("w4a8", "int4-rtn", "int4-qdq")
 PRESETS = (
     "int8-static", "int8-dynamic", "int16x8", "int8-static-qoperator", *SCHEMES, *FEW_BITS,
     pytest.param(SOLVERS, id="solvers"),
