@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from onnxq import graph as g
 from onnxq import verify
 from onnxq.passes.solve.assign import HEAVY
@@ -25,6 +27,10 @@ def record_layers(result: Result, report: Report) -> None:
         if g.is_float(t) and len(t.shape) >= 1
     )
     counted: set[str] = set()
+    halves = {
+        node.name for node in g.walk(result.graph)
+        if any(g.dtype(t) == np.float16 for t in node.outputs)
+    }  # fmt: skip
     for node in g.walk(result.prepared):
         record = left.get(node.name)
         plan = context.plan.get(node.name)
@@ -38,6 +44,8 @@ def record_layers(result: Result, report: Report) -> None:
             formats += [f"a {plan.activation}"] if plan.activation else []
             form = ", ".join(formats)
             reason = record.reason if record else ""
+        elif record is None and node.name in halves:
+            form, reason = "float16", ""
         report.layers.append(
             LayerRecord(
                 name=node.name,

@@ -122,12 +122,15 @@ class Pass(ABC):
 
     `analysis` passes neither rewrite the graph nor need each other's results: neighbours of that
     kind share one run over the samples. A pass that `needs_samples` cannot do without; others may
-    do better with them. A pass that `lowers` needs the plan, codes and ranges alone.
+    do better with them. A pass that `prepares` keeps the function even where it follows the plan:
+    what it leaves is what results are compared with. A pass that `lowers` needs the plan, codes and
+    ranges alone.
     """
 
     name: ClassVar[str]
     analysis: ClassVar[bool] = False
     needs_samples: ClassVar[bool] = False
+    prepares: ClassVar[bool] = False
     lowers: ClassVar[bool] = False
 
     def observe(self, graph: g.Graph, ctx: Context) -> Mapping[str, Observer]:
@@ -150,7 +153,7 @@ class Pass(ABC):
 class Result:
     """What a run gives: the graph, the report of how it came about, and what the passes shared.
 
-    `prepared` is the graph as the plan was made for it: float still, names as in the report.
+    `prepared` is the graph that the plan is for: float still, names as in the report.
     """
 
     graph: g.Graph
@@ -196,8 +199,10 @@ class Pipeline:
             started = time.perf_counter()
             ctx.progress(step.name, number, len(self.passes))
             self._measure(number, graph, ctx)
+            if prepared is None and step.lowers:
+                prepared = g.copy(graph)  # of a recipe that makes no plan
             changes = step.apply(graph, ctx)
-            if prepared is None and ctx.plan:
+            if ctx.plan and (prepared is None or step.prepares):
                 prepared = ctx.float_form or g.copy(graph)
             if not step.analysis:
                 _check(graph, step, self.names[:number])

@@ -1,9 +1,11 @@
 """The algorithms, one file each: prepare the float graph, solve for codes, lower to operators."""
 
 from onnxq.passes.lower.dynamic import Dynamic
+from onnxq.passes.lower.float16 import Float16
 from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.matmul_nbits import MatMulNBits
 from onnxq.passes.lower.qoperator import QOperator
+from onnxq.passes.prepare.awq import AWQ
 from onnxq.passes.prepare.equalize import Equalize
 from onnxq.passes.prepare.fold_batchnorm import FoldBatchNorm
 from onnxq.passes.prepare.normalize import Normalize
@@ -27,6 +29,7 @@ from onnxq.passes.solve.spare_quiet import SpareQuiet
 from onnxq.passes.solve.spare_slow import SpareSlow
 
 __all__ = [
+    "AWQ",
     "GPTQ",
     "HQQ",
     "AdaRound",
@@ -37,6 +40,7 @@ __all__ = [
     "CoordinateDescent",
     "Dynamic",
     "Equalize",
+    "Float16",
     "FoldBatchNorm",
     "FoldFakeQuant",
     "InsertQDQ",

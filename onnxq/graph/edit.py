@@ -98,7 +98,13 @@ def renamed(tensor: gs.Constant, name: str) -> gs.Constant:
 def set_values(tensor: gs.Constant, values: Array) -> None:
     """Give an initializer other values, of another type if need be."""
     tensor._values = constant(tensor.name, values)._values
-    tensor.export_dtype = None
+    tensor.export_dtype = tensor.data_location = None
+
+
+def share_values(tensor: gs.Constant, other: gs.Constant) -> None:
+    """Give an initializer the values of another, which are kept once."""
+    tensor._values = other._values
+    tensor.export_dtype = tensor.data_location = None
 
 
 def replace_node(body: Graph, node: Node, result: gs.Variable) -> None:

@@ -89,6 +89,11 @@ def values(tensor: gs.Constant) -> Array:
     return np.asarray(tensor._values.load() if lazy else tensor.values)
 
 
+def values_id(tensor: gs.Constant) -> int:
+    """The same for initializers that share their values, as those of a graph and its bodies do."""
+    return id(tensor._values)
+
+
 def is_standard(node: Node) -> bool:
     return node.domain in _STANDARD_DOMAINS
 
