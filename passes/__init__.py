@@ -13,6 +13,7 @@ from onnxq.passes.solve.adaround import AdaRound
 from onnxq.passes.solve.assign import Assign
 from onnxq.passes.solve.bias_correct import BiasCorrect
 from onnxq.passes.solve.calibrate import Calibrate
+from onnxq.passes.solve.codebook import Codebook
 from onnxq.passes.solve.coordinate_descent import CoordinateDescent
 from onnxq.passes.solve.fold_fake_quant import FoldFakeQuant
 from onnxq.passes.solve.quantize_bias import QuantizeBias
@@ -27,6 +28,7 @@ __all__ = [
     "Assign",
     "BiasCorrect",
     "Calibrate",
+    "Codebook",
     "CoordinateDescent",
     "Dynamic",
     "Equalize",
