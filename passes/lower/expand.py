@@ -165,7 +165,7 @@ class _Writer:
     def _reshaped(self, name: str, tensor: gs.Tensor, shape: tuple[int, ...]) -> gs.Tensor:
         to = self.maker.shared(f"{name}_shape", np.array(shape, np.int64))
         found = self.maker.emit(self.body, "Reshape", [tensor, to], name)
-        found.dtype, found.shape = np.dtype(np.uint8), shape
+        found.shape = shape
         return found
 
 

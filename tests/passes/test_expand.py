@@ -95,6 +95,8 @@ def test_three_bits(
 def test_codebooks_in_every_shape(
     shape: tuple[int, int], bits: int, block: int, tmp_path: Path
 ) -> None:
+    if bits == 2 and block not in (32, 64, 128):
+        pytest.skip("no rule of the target")
     graph, weight = lowered(matmul(*shape), Codebook("nf"), format=f"w{bits}:{block}")
     check_exact(graph, weight, tmp_path)
     check_within_eight_bit_activations(graph, weight)
