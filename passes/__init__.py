@@ -1,6 +1,7 @@
 """The algorithms, one file each: prepare the float graph, solve for codes, lower to operators."""
 
 from onnxq.passes.lower.dynamic import Dynamic
+from onnxq.passes.lower.expand import Expand
 from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.matmul_nbits import MatMulNBits
 from onnxq.passes.lower.qoperator import QOperator
@@ -33,6 +34,7 @@ __all__ = [
     "CoordinateDescent",
     "Dynamic",
     "Equalize",
+    "Expand",
     "FoldBatchNorm",
     "FoldFakeQuant",
     "InsertQDQ",

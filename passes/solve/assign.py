@@ -92,8 +92,10 @@ class Assign(Pass):
         formats = {default} | {split(layer)[1] for layer in self.layers}
         for format in sorted(formats - {FLOAT}, key=str):
             _check_format(format, self.form, ctx.target)
-        least = max(format.opset for format in formats)
-        if self.form != "weights" and graph.opset < least:
+        least = max(
+            format.opset_of_bytes if self.form == "weights" else format.opset for format in formats
+        )
+        if graph.opset < least:
             Normalize(least).apply(graph, ctx)
         return Wishes(
             Selector((*self.include, *ctx.include), graph),

@@ -2,7 +2,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from graphs import Array, apply, context, model, normal, samples_of
+from graphs import Array, context, model, normal, pipeline, samples_of
 from onnxq.passes import Assign, Codebook, RoundToNearest
 from onnxq.passes.solve.codebook import TABLES, floating_point, logarithmic, normal_float
 from onnxq.passes.solve.round_to_nearest import round_to_nearest
@@ -10,6 +10,8 @@ from onnxq.passes.solve.round_to_nearest import round_to_nearest
 from onnxq import graph as g
 from onnxq.calibrate import observe
 from onnxq.codebook import CodebookTensor, ScaleCodes, nearest
+from onnxq.layers import record_layers
+from onnxq.pipeline import Context
 from onnxq.qtype import QType
 
 KINDS = list(TABLES)
@@ -32,7 +34,7 @@ def bnb4(quant_type: int) -> Array:
             [onnx.numpy_helper.from_array(packed, "B"),
              onnx.numpy_helper.from_array(np.ones(size, np.float32), "absmax")],
         ),
-        opset_imports=[onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)],
+        opset_imports=[onnx.helper.make_opsetid(*it) for it in (("", 17), ("com.microsoft", 1))],
         ir_version=8,
     )  # fmt: skip
     session = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -97,13 +99,16 @@ def test_codes_are_the_nearest_and_no_block_is_worse_than_its_range_s_scale(
     assert error(weight, q) < error(weight, plain.solve(weight, qtype))
 
 
-def test_k_means_beats_fixed_tables_and_even_levels_at_equal_size() -> None:
+def test_k_means_beats_normal_float_and_even_levels_at_equal_size() -> None:
     weight = normal(64, 512) * np.exp(normal(64, 512, seed=1) / 2)  # longer tails than normal
     for bits in (2, 3, 4):
         qtype = QType.parse(f"u{bits}:64")
-        of = {k: error(weight, Codebook(k).solve(weight, qtype)) for k in KINDS}  # type: ignore[arg-type]
+        found, normal_levels = (
+            error(weight, Codebook(kind).solve(weight, qtype))  # type: ignore[arg-type]
+            for kind in ("kmeans", "nf")
+        )
         even = weight.astype(np.float64) - round_to_nearest(weight, qtype).dequantize()
-        assert of["kmeans"] < 0.98 * min(of["nf"], of["fp"], of["log"], (even**2).sum())
+        assert found < 0.98 * normal_levels < (even**2).sum()
 
 
 def test_inputs_that_are_large_are_served_first() -> None:
@@ -140,5 +145,47 @@ LAYERS = """(float[n, 64] x) => (float[n, 4] y) {
 }"""
 
 
-def two_layers() -> onnx.ModelProto:
-    return model(LAYERS, w=normal(64, 48), v=normal(4, 48), b=normal(4))
+def planned(**fields: object) -> tuple[g.Graph, Context]:
+    made = model(LAYERS, w=normal(64, 48), v=normal(4, 48), b=normal(4))
+    samples = samples_of(made, [{"x": normal(16, 64) * np.linspace(0, 3, 64, dtype="f4")}])
+    graph, ctx = g.load(made), context(samples=samples)
+    Assign(form="weights", format="w4:16").apply(graph, ctx)
+    return graph, ctx
+
+
+def test_samples_say_which_inputs_matter() -> None:
+    graph, ctx = planned()
+    step = Codebook()
+    ctx.stats |= observe(graph, step.observe(graph, ctx), ctx.samples, threads=1)
+    assert step.apply(graph, ctx) == 2
+    assert ctx.samples is not None
+    x = next(iter(ctx.samples))["x"]
+    weight = normal(64, 48).T
+    expected = step.solve(weight, QType.parse("u4a:16"), (x.astype(np.float64) ** 2).mean(axis=0))
+    np.testing.assert_array_equal(ctx.codebooks["w"].codes, expected.codes)
+    assert not np.array_equal(expected.codes, step.solve(weight, QType.parse("u4a:16")).codes)
+
+
+def test_a_weight_has_one_form_whatever_the_order_of_passes() -> None:
+    for steps in ((Codebook(), RoundToNearest()), (RoundToNearest(), Codebook())):
+        graph, ctx = planned()
+        ctx.samples = None
+        for step in steps:
+            step.apply(graph, ctx)
+        assert set(ctx.codebooks) == {"w", "v"}
+        assert not ctx.weights
+
+
+def test_weights_of_eight_bits_get_no_table() -> None:
+    made = model(LAYERS, w=normal(64, 48), v=normal(4, 48), b=normal(4))
+    graph, ctx = g.load(made), context()
+    Assign(form="weights", format="w8:16").apply(graph, ctx)
+    assert Codebook().apply(graph, ctx) == 0
+
+
+def test_the_report_names_the_table() -> None:
+    made = model(LAYERS, w=normal(64, 48), v=normal(4, 48), b=normal(4))
+    result = pipeline(made, None, "nf4")
+    report = result.report
+    record_layers(result, report)
+    assert {record.form for record in report.layers} == {"w nf4:64", "w nf4:16"}

@@ -72,9 +72,7 @@ def check_within_eight_bit_activations(graph: g.Graph, weight: Array) -> None:
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_three_bits(
-    shape: tuple[int, int], symmetric: bool, block: int, tmp_path: Path
-) -> None:
+def test_three_bits(shape: tuple[int, int], symmetric: bool, block: int, tmp_path: Path) -> None:
     made = matmul(*shape)
     graph, ctx = g.load(made), context()
     Assign(form="weights", format=f"w3:{block}", symmetric=symmetric).apply(graph, ctx)
