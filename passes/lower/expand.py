@@ -88,7 +88,8 @@ class _Writer:
         else:
             codes = self._look_up(name, self._stored(name, q.codes, q.bits), filled, q.bits, bits)
         tensors = [self._blocks(name, codes, q.scales.shape, q.group, bits), self._scales(view, q)]
-        return Operands(tensors, *q.codes.shape, bits, q.group)
+        rows, columns = q.codes.shape
+        return Operands(tensors, rows, columns, bits, q.group)
 
     def _three_bits(self, view: g.WeightView, q: QTensor) -> Operands:
         """As codes of 4 bits; those of a symmetric format around the middle of 4 bits."""
@@ -103,7 +104,8 @@ class _Writer:
         ]
         if not middle:
             tensors.append(self.maker.shared(f"{name}_zero_point", packed(zero, 4)))
-        return Operands(tensors, *codes.shape, 4, group)
+        rows, columns = codes.shape
+        return Operands(tensors, rows, columns, 4, group)
 
     def _three(self, name: str, codes: g.Array, offset: int) -> gs.Tensor:
         """Codes of 3 bits from two planes, plus 0 or 4, two to a byte: (out, bytes)."""
