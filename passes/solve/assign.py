@@ -7,7 +7,11 @@ from typing import ClassVar
 
 from onnxq.passes.prepare.normalize import Normalize
 from onnxq.passes.solve.fake_quant import refuse_quantized
-from onnxq.passes.solve.fork import fork_mixed_activations, fork_shared_weights
+from onnxq.passes.solve.fork import (
+    find_tied_weights,
+    fork_mixed_activations,
+    fork_shared_weights,
+)
 from onnxq.passes.solve.planner import FLOAT, HEAVY, MOVERS, Planner, Scheme, Wishes
 from onnxq.passes.solve.selectors import Selector, formats_by_node, split
 
@@ -85,6 +89,7 @@ class Assign(Pass):
             )
         fork_shared_weights(graph, ctx)
         fork_mixed_activations(graph, ctx)
+        ctx.tied = find_tied_weights(graph, ctx)
         return done
 
     def _wishes(self, graph: Graph, ctx: Context) -> Wishes:

@@ -184,6 +184,8 @@ def _views(graph: Graph, ctx: Context) -> list[tuple[g.WeightView, QType]]:
         view, qtype = g.weight_view(node), plan.weight
         if node.op not in ("MatMul", "Gemm") or view is None or view.batched:
             continue
+        if view.tensor.name in ctx.tied:  # with a table of rows to look up
+            continue
         if plan.weights_alone and qtype is not None and qtype.blocked and qtype.bits <= 4:
             found.setdefault(view.tensor.name, (view, qtype))
     return list(found.values())

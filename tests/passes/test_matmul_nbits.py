@@ -158,6 +158,24 @@ def test_rows_of_a_table_are_those_of_the_solver(bits: int, columns: int) -> Non
     assert operators(result) == {"GatherBlockQuantized": 1, "Cast": 1}
 
 
+@pytest.mark.parametrize("head", ["Gemm <transB = 1> (f, w)", "MatMul (h, t)"])
+def test_a_table_and_the_output_layer_tied_to_it_are_stored_once(head: str) -> None:
+    turned = "t = Transpose <perm = [1,0]> (w)" if "MatMul" in head else "f = Flatten (h)"
+    source = model(
+        f"(int64[n] ids) => (float[n,k] y) {{ h = Gather (w, ids) {turned} y = {head} }}",
+        w=normal(1200, 64) * np.logspace(-1, 1, 64, dtype="f4"),
+    )
+    feeds = [{"ids": np.arange(40, dtype=np.int64)}]
+    settings = ["assign.format=w4:32"]
+    result = pipeline(source, feeds, "int4-rtn", settings=settings)
+    proto = g.to_proto(result.graph)
+    stored = [i.name for i in proto.graph.initializer if i.data_type == onnx.TensorProto.UINT8]
+    assert operators(result)["GatherBlockQuantized"] == operators(result)["MatMulNBits"] == 1
+    assert len(stored) == 2  # codes and zero points
+    w = next(iter(result.context.weights.values())).dequantize()
+    check(result, feeds, [w[feeds[0]["ids"]] @ w.T])
+
+
 def test_small_tables_get_eight_bits() -> None:
     source = model("(int64[n] ids) => (float[n,k] y) { y = Gather (w, ids) }", w=normal(2, 64))
     result = quantized(source, [{"ids": np.array([0, 1])}], "w4:32")
