@@ -13,11 +13,13 @@ from onnxq.passes.prepare.split_outliers import SplitOutliers
 from onnxq.passes.prepare.widen import Widen
 from onnxq.passes.solve.adaround import AdaRound
 from onnxq.passes.solve.assign import Assign
+from onnxq.passes.solve.autoround import AutoRound
 from onnxq.passes.solve.bias_correct import BiasCorrect
 from onnxq.passes.solve.calibrate import Calibrate
 from onnxq.passes.solve.codebook import Codebook
 from onnxq.passes.solve.coordinate_descent import CoordinateDescent
 from onnxq.passes.solve.fold_fake_quant import FoldFakeQuant
+from onnxq.passes.solve.gptq import GPTQ
 from onnxq.passes.solve.quantize_bias import QuantizeBias
 from onnxq.passes.solve.reconstruct_layers import ReconstructLayers
 from onnxq.passes.solve.round_to_nearest import RoundToNearest
@@ -26,8 +28,10 @@ from onnxq.passes.solve.spare_quiet import SpareQuiet
 from onnxq.passes.solve.spare_slow import SpareSlow
 
 __all__ = [
+    "GPTQ",
     "AdaRound",
     "Assign",
+    "AutoRound",
     "BiasCorrect",
     "Calibrate",
     "Codebook",
