@@ -20,6 +20,7 @@ from onnxq.passes.solve.codebook import Codebook
 from onnxq.passes.solve.coordinate_descent import CoordinateDescent
 from onnxq.passes.solve.fold_fake_quant import FoldFakeQuant
 from onnxq.passes.solve.gptq import GPTQ
+from onnxq.passes.solve.gptq_codebook import GPTQCodebook
 from onnxq.passes.solve.quantize_bias import QuantizeBias
 from onnxq.passes.solve.reconstruct_layers import ReconstructLayers
 from onnxq.passes.solve.round_to_nearest import RoundToNearest
@@ -41,6 +42,7 @@ __all__ = [
     "Expand",
     "FoldBatchNorm",
     "FoldFakeQuant",
+    "GPTQCodebook",
     "InsertQDQ",
     "MatMulNBits",
     "Normalize",
