@@ -39,6 +39,7 @@ Levels = NDArray[np.int8]
 
 SHARES = np.linspace(0.4, 1.1, 15)  # of the farthest weight, that the outermost level may stand for
 ROUNDS = 3  # of k-means: levels for the scales, scales for the levels
+SAMPLE = 1 << 18  # weights, of rows evenly spaced, that levels are found for
 GRIDS = {8: (-127, 127), 4: (-8, 7)}  # of the levels of k-means, by their bits
 WEIGHTS_AT_ONCE = 1 << 17  # of a search: they stay in the cache
 
@@ -117,11 +118,12 @@ class Codebook(Pass):
         levels = TABLES[self.kind](bits)
         shares = SHARES if self.search else np.ones(1)
         signs = (1,) if self.double_quantization else (1, -1)
-        scale = best_scale(weight, square, levels, group, shares, signs)
+        some = weight[:: (weight.size // SAMPLE) | 1]  # odd: heads have even sizes
         for _ in range(ROUNDS if self.kind == "kmeans" else 0):
-            unit = spread(_divisor(scale), weight.shape, group)
-            levels = best_levels(weight / unit, square * unit**2, 1 << bits, GRIDS[self.level_bits])
-            scale = best_scale(weight, square, levels, group, shares, signs)
+            scale = best_scale(some, square, levels, group, shares, signs)
+            unit = spread(_divisor(scale), some.shape, group)
+            levels = best_levels(some / unit, square * unit**2, 1 << bits, GRIDS[self.level_bits])
+        scale = best_scale(weight, square, levels, group, shares, signs)
         kept = ScaleCodes.of(scale) if self.double_quantization else in_float16(scale)
         found = kept.dequantize() if isinstance(kept, ScaleCodes) else kept
         codes = nearest(weight / spread(_divisor(found), weight.shape, group), levels)
