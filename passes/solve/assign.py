@@ -98,9 +98,8 @@ class Assign(Pass):
         formats = {default} | {split(layer)[1] for layer in self.layers}
         for format in sorted(formats - {FLOAT}, key=str):
             _check_format(format, self.form, ctx.target)
-        least = max(
-            format.opset_of_bytes if self.form == "weights" else format.opset for format in formats
-        )
+        standard = self.form != "weights" or any(s.name == "insert-qdq" for s in ctx.lowering)
+        least = max(format.opset if standard else format.opset_of_bytes for format in formats)
         if graph.opset < least:
             Normalize(least).apply(graph, ctx)
         return Wishes(

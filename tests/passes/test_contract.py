@@ -19,7 +19,7 @@ from onnxq.pipeline import Context, Pass
 from onnxq.recipe import load_recipe
 
 SOLVERS = str(Path(__file__).parent / "solvers.toml")
-FEW_BITS = ("w4a8", "int4-rtn", "nf4", "int3")
+FEW_BITS = ("w4a8", "int4-rtn", "nf4", "int3", "int4-qdq")
 PRESETS = (
     "int8-static", "int8-dynamic", "int16x8", "int8-static-qoperator", *SCHEMES, *FEW_BITS,
     pytest.param(SOLVERS, id="solvers"),

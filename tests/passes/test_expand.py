@@ -12,6 +12,10 @@ from onnxq.passes.solve.codebook import TABLES
 
 from onnxq import graph as g
 from onnxq.codebook import ScaleCodes
+from onnxq.errors import OnnxqError
+from onnxq.pipeline import Pipeline
+from onnxq.recipe import load_recipe
+from onnxq.target import load_target
 
 EXPANSION = {"Cast", "Gather", "BitwiseOr", "Reshape", "Pad", "Mul", "Add", "Slice"}
 SHAPES = [(64, 33), (172, 7), (100, 5), (37, 64), (16, 1)]  # in, out: odd, and no whole blocks
@@ -195,6 +199,23 @@ def test_what_has_no_such_codes_is_left_to_other_passes() -> None:
         step.apply(graph, ctx)
     assert Expand().apply(graph, ctx) == 0
     assert MatMulNBits().apply(graph, ctx) == 1
+
+
+def test_without_expansion_three_bits_are_refused() -> None:
+    graph, ctx = g.load(matmul(64, 32)), context()
+    for step in (Assign(form="weights", format="w3:32"), RoundToNearest()):
+        step.apply(graph, ctx)
+    with pytest.raises(OnnxqError, match="put the pass 'expand' before"):
+        MatMulNBits().apply(graph, ctx)
+
+
+def test_three_bits_of_any_preset_of_weights_alone() -> None:
+    recipe = load_recipe("int4-rtn").in_blocks(3, 32)
+    result = Pipeline(recipe.passes).run(g.load(matmul(64, 32)), None, load_target("cpu"))
+    x = normal(3, 64, seed=9)
+    weight = result.context.weights["w"].dequantize()
+    y = run(with_accuracy(result.graph, 1), {"x": x})["y"]
+    np.testing.assert_allclose(y, x @ weight.T, rtol=1e-4, atol=1e-4)
 
 
 def test_a_second_apply_changes_nothing() -> None:
