@@ -15,9 +15,10 @@ import onnx
 from onnxq import graph as g
 from onnxq.calibrate import observe
 from onnxq.checkpoint import NOTHING_KEPT, Checkpoint
+from onnxq.codebook import CodebookTensor
 from onnxq.errors import OnnxqError
 from onnxq.observe import Observer
-from onnxq.qtype import QParams, QType
+from onnxq.qtype import QParams, QTensor, QType
 from onnxq.report import PassRecord, Report
 from onnxq.samples import Samples
 from onnxq.spool import Weights
@@ -75,7 +76,8 @@ class Context:
     unseen: Samples | None = None  # which nothing is calibrated on: to measure with
     plan: Plan = field(default_factory=Plan)
     stats: dict[str, Any] = field(default_factory=dict)
-    weights: Weights = field(default_factory=Weights)
+    weights: Weights[QTensor] = field(default_factory=Weights)
+    codebooks: Weights[CodebookTensor] = field(default_factory=Weights)  # none is in `weights` too
     activations: dict[str, QParams] = field(default_factory=dict)
     tied: set[str] = field(default_factory=set)  # weights that are stored as one: rounded alike
     # What batch normalisation said of a tensor before it was folded: (mean, deviation) by channel.
@@ -104,6 +106,7 @@ class Context:
             report=Report(),
             plan=Plan(self.plan),
             weights=self.weights.copy(),
+            codebooks=self.codebooks.copy(),
             activations=dict(self.activations),
             solved=set(self.solved),
             checkpoint=NOTHING_KEPT,

@@ -65,6 +65,11 @@ class Format:
         weight, activation = self.weight_bits or 8, max(self.activation_bits or 8, 8)
         return max(_SINCE.get(weight, 1), _SINCE.get(activation, 1), _BLOCKS if self.block else 1)
 
+    @property
+    def opset_of_bytes(self) -> int:
+        """The same where codes are bytes to their kernel, of 3 bits put together by BitwiseOr."""
+        return 18 if self.weight_bits == 3 else 1
+
 
 W8A8 = Format(8, 8)
 

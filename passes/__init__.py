@@ -1,6 +1,7 @@
 """The algorithms, one file each: prepare the float graph, solve for codes, lower to operators."""
 
 from onnxq.passes.lower.dynamic import Dynamic
+from onnxq.passes.lower.expand import Expand
 from onnxq.passes.lower.float16 import Float16
 from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.matmul_nbits import MatMulNBits
@@ -17,9 +18,11 @@ from onnxq.passes.solve.assign import Assign
 from onnxq.passes.solve.autoround import AutoRound
 from onnxq.passes.solve.bias_correct import BiasCorrect
 from onnxq.passes.solve.calibrate import Calibrate
+from onnxq.passes.solve.codebook import Codebook
 from onnxq.passes.solve.coordinate_descent import CoordinateDescent
 from onnxq.passes.solve.fold_fake_quant import FoldFakeQuant
 from onnxq.passes.solve.gptq import GPTQ
+from onnxq.passes.solve.gptq_codebook import GPTQCodebook
 from onnxq.passes.solve.hqq import HQQ
 from onnxq.passes.solve.quantize_bias import QuantizeBias
 from onnxq.passes.solve.reconstruct_layers import ReconstructLayers
@@ -37,12 +40,15 @@ __all__ = [
     "AutoRound",
     "BiasCorrect",
     "Calibrate",
+    "Codebook",
     "CoordinateDescent",
     "Dynamic",
     "Equalize",
+    "Expand",
     "Float16",
     "FoldBatchNorm",
     "FoldFakeQuant",
+    "GPTQCodebook",
     "InsertQDQ",
     "MatMulNBits",
     "Normalize",
