@@ -56,7 +56,9 @@ class Maker:
 
     def shared(self, name: str, values: Array) -> gs.Constant:
         """An initializer, the same one for equal values of one type: tied weights stay tied."""
-        digest = hashlib.blake2b(np.ascontiguousarray(values), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(
+            np.ascontiguousarray(values).view(np.uint8).data, digest_size=16
+        ).hexdigest()
         key = f"{values.dtype}{values.shape}{digest}"
         if key not in self._constants:
             self._constants[key] = constant(self.name(name), values)

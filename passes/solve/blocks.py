@@ -47,9 +47,7 @@ from onnxq.qtype import (
 )
 
 TILE = 1 << 16  # weights of a tile: three arrays of it fit the second-level cache
-ROWS = (
-    496  # of a tile; were it a power of two, a transposed tile would share few lines of the cache
-)
+ROWS = 496  # of a tile; a power of two would have its rows share few lines of the cache
 STRIP = 16  # rows transposed at a time, a line of the cache: NumPy is slow at more
 SHRINKS = (0.95, 0.9, 0.85, 0.8)
 FLIPPED = (1.0, 0.95, 0.9, 0.85, 0.8)  # with the other sign, symmetric formats only

@@ -82,7 +82,8 @@ class RoundToNearest(Pass):
                     continue
                 limit = plan.rule.pair_limit if plan.rule else None
                 key, moments = _moments_key(view), None
-                if key is not None and key in ctx.stats and ctx.stats[key].mean.size:
+                seen = key is not None and view.tensor.name not in ctx.tied
+                if seen and key in ctx.stats and ctx.stats[key].mean.size:
                     moments = trained_moments(graph, ctx, node.inputs[0].name) or ctx.stats[key]
                     moments = ChannelMoments(*(view.column_statistic(a) for a in moments))
                 ctx.weights[view.tensor.name] = round_to_nearest(
