@@ -23,6 +23,7 @@ from onnxq.errors import OnnxqError
 from onnxq.group_losses import compare_groups
 from onnxq.groups import GroupBy, Grouped, Groups
 from onnxq.layers import count_macs, record_layers
+from onnxq.metrics import records, shown
 from onnxq.passes import Assign, FoldBatchNorm, FoldFakeQuant, Normalize, SpareSlow, Widen
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.fake_quant import is_trained
@@ -324,12 +325,14 @@ def validate(
     seed: int = 0,
     threads: int | None = None,
     group_by: GroupBy | None = None,
+    metric: str = "auto",
     custom_ops: Sequence[str | Path] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
     """Compare a model with the float model it was made from: outputs, layers, sizes, latency.
 
-    `samples`, `preprocess`, `states` and `group_by` are as for `quantize`.
+    `samples`, `preprocess`, `states` and `group_by` are as for `quantize`. `metric`, a name of
+    `onnxq.metrics` or `module:function`, is measured beside what fits the outputs: `auto`.
     """
     device = load_target(target)
     report = Report(
@@ -359,7 +362,11 @@ def validate(
     left = Session(reference, threads=threads)
     config = device.session
     right = Session(quantized, providers=device.providers, threads=threads, config=config)
-    report.outputs = verify.output_records(verify.compare(left, right, drawn))
+    first = next(iter(drawn))
+    metrics = shown((metric,), left, first, left)
+    distances = [wanted.start() for wanted in metrics]
+    report.outputs = verify.output_records(verify.compare(left, right, drawn, distances))
+    report.metrics = records(metrics, distances)
     report.verification_samples, report.verification_unseen = len(drawn), False
     if grouped is not None:
         progress("compare groups", 0, 3)

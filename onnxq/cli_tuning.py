@@ -17,6 +17,7 @@ from onnxq.options import (
     Exclude,
     Include,
     Json,
+    MetricName,
     Model,
     NoCache,
     Preprocess,
@@ -60,18 +61,6 @@ Samples = Annotated[
         help="How many samples calibrate, at most.",
     ),
 ]
-MetricName = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        rich_help_panel=CHOICE,
-        show_default="by the outputs",
-        help="kl, top1, agreement, cosine, sqnr, or module:function: called with a list of "
-        "{output: array}, one for each sample, it returns a number, higher for a better model.",
-    ),
-]
-
-
 def sensitivity(
     model: Model,
     data: Data = None,

@@ -115,6 +115,17 @@ GroupBy = Annotated[
         "with each feed for its group.",
     ),
 ]
+MetricName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=CHOICE,
+        show_default="by the outputs",
+        help="kl, perplexity, top1, agreement, cosine, sqnr, or module:function: called with a "
+        "list of {output: array}, one for each sample, it returns a number, higher for a better "
+        "model.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

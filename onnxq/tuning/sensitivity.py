@@ -31,7 +31,7 @@ from onnxq.sampling import Sampling
 from onnxq.storage import load_proto
 from onnxq.target import Target, load_target
 from onnxq.tuning.meter import Meter, float_session
-from onnxq.tuning.metrics import metric as metric_of
+from onnxq.metrics import metric as metric_of
 from onnxq.tuning.variants import decided, variants
 
 
@@ -114,7 +114,7 @@ def sensitivity(
     `samples`, `preprocess`, `states`, `limit`, `include` and `exclude` are as for `quantize`: the
     layers that it would quantize are measured, of them those that match a pattern of `layers`,
     where it has any. The first `measure` samples are measured on. `metric` is a name of
-    `onnxq.tuning.metrics`, `auto`, or `module:function`, which is called with the outputs of all
+    `onnxq.metrics`, `auto`, or `module:function`, which is called with the outputs of all
     samples in order, a list of {output: array}, and returns a number that is higher for a better
     model.
 
@@ -133,8 +133,8 @@ def sensitivity(
     sampling = Sampling(path, proto, preprocess, states, batch_size, seed, threads)
     drawn = sampling.given(samples, limit)
     calibration, measured = sampling.carry(drawn), sampling.carry(drawn.slice(0, measure))
-    known = float_session(path, original, threads).run(next(iter(measured)))
-    chosen_metric = metric_of(metric, known)
+    first = next(iter(measured))
+    chosen_metric = metric_of(metric, first, float_session(path, original, threads).run(first))
     report = Report()
     shared: dict[str, Any] = {"include": tuple(include), "exclude": tuple(exclude)}
     shared["threads"] = threads
