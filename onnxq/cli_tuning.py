@@ -61,6 +61,8 @@ Samples = Annotated[
         help="How many samples calibrate, at most.",
     ),
 ]
+
+
 def sensitivity(
     model: Model,
     data: Data = None,

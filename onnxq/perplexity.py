@@ -47,11 +47,11 @@ class NextToken:
         ]
         for ids in sorted(tokens, key=lambda name: not _named(name, "decoder")):
             for logits, scores in outputs.items():
-                fits = scores.ndim == 3 and scores.shape[:2] == feed[ids].shape
-                kind = scores.dtype.kind == "f" or scores.dtype.name == "bfloat16"
-                if fits and kind and not is_no_score(logits):
-                    if scores.shape[2] > max(1, int(feed[ids].max(initial=0))):
-                        return cls(ids, logits)
+                row_each = scores.ndim == 3 and scores.shape[:2] == feed[ids].shape
+                column_each = row_each and scores.shape[2] > max(1, feed[ids].max(initial=0))
+                real = scores.dtype.kind == "f" or scores.dtype.name == "bfloat16"
+                if column_each and real and not is_no_score(logits):
+                    return cls(ids, logits)
         return None
 
     def holds(self, session: Runs, feed: Mapping[str, Array]) -> bool:
@@ -130,8 +130,7 @@ class Perplexity:
     ) -> None:
         rows = np.flatnonzero(counts)
         first, second = (
-            -float(_likelihood(scores[rows], following[rows]).sum())
-            for scores in said
+            -float(_likelihood(scores[rows], following[rows]).sum()) for scores in said
         )
         self.losses = (self.losses[0] + first, self.losses[1] + second)
         self.places += len(rows)

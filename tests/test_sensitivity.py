@@ -13,11 +13,11 @@ from graphs import Feeds, feeds_of, model, normal, run, samples_of
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
+from onnxq.metrics import metric
 from onnxq.pipeline import Pipeline
 from onnxq.recipe import load_recipe
 from onnxq.target import load_target
 from onnxq.tuning import segments
-from onnxq.metrics import metric
 from onnxq.tuning.sensitivity import Sensitivity, sensitivity
 
 

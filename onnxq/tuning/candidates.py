@@ -9,6 +9,8 @@ from typing import Any
 
 from onnxq import cache, verify
 from onnxq import graph as g
+from onnxq.metrics import Distance, Metric, class_scores
+from onnxq.metrics import metric as metric_of
 from onnxq.pipeline import Progress
 from onnxq.recipe import Recipe
 from onnxq.report import Latency, Report
@@ -18,8 +20,6 @@ from onnxq.storage import model_size
 from onnxq.target import Target
 from onnxq.tuning.bounds import Bounds
 from onnxq.tuning.meter import float_session
-from onnxq.metrics import Distance, Metric, class_scores
-from onnxq.metrics import metric as metric_of
 from onnxq.tuning.variants import Variants, assign_of, decided, with_layers
 
 METADATA = 1024  # bytes that a model says of itself beside its recipe, at most

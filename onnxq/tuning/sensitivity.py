@@ -21,6 +21,7 @@ from onnxq import graph as g
 from onnxq.api import Source, _check_inputs, _check_weights, _environment, _with_custom_ops
 from onnxq.errors import OnnxqError
 from onnxq.layers import REFUSED
+from onnxq.metrics import metric as metric_of
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.selectors import Selector
 from onnxq.pipeline import Progress
@@ -31,7 +32,6 @@ from onnxq.sampling import Sampling
 from onnxq.storage import load_proto
 from onnxq.target import Target, load_target
 from onnxq.tuning.meter import Meter, float_session
-from onnxq.metrics import metric as metric_of
 from onnxq.tuning.variants import decided, variants
 
 

@@ -31,6 +31,8 @@ from onnxq.api import (
     quantize,
 )
 from onnxq.errors import OnnxqError
+from onnxq.metrics import Metric, class_scores
+from onnxq.metrics import metric as metric_of
 from onnxq.passes import Assign
 from onnxq.pipeline import Progress
 from onnxq.recipe import Recipe, load_recipe
@@ -43,8 +45,6 @@ from onnxq.target import Target, load_target
 from onnxq.tuning.bounds import Bounds, parse_bounds
 from onnxq.tuning.candidates import Candidate, Workshop
 from onnxq.tuning.meter import float_session
-from onnxq.metrics import Metric, class_scores
-from onnxq.metrics import metric as metric_of
 from onnxq.tuning.mixing import Mixer
 from onnxq.tuning.result import Tuning
 from onnxq.tuning.variants import assign_of
