@@ -76,8 +76,9 @@ Data = Annotated[
         rich_help_panel=RUN,
         show_default=False,
         help="Samples: an .npz file with an array per model input, a sample per row; a folder of "
-        ".npz files, a sample each; a folder of images, see --preprocess; or module:function, "
-        "which yields dicts of arrays. Without it, samples are made up from the model.",
+        ".npz files, a sample each; a folder of images, see --preprocess; a .txt file, of which a "
+        "line is a sample, or a paragraph where blank lines part them; or module:function, which "
+        "yields dicts of arrays. Without it, samples are made up from the model.",
     ),
 ]
 BatchSize = Annotated[
@@ -90,6 +91,25 @@ Preprocess = Annotated[
         rich_help_panel=RUN,
         show_default="preprocess.toml in the folder",
         help="How a folder of images is prepared: resize, crop, scale, mean, std, color, layout.",
+    ),
+]
+MAX_TOKENS = 256  # that of onnxq.text, which imports numpy
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=RUN,
+        show_default="tokenizer.json beside the model",
+        help="The tokenizer that makes tokens of a text file.",
+    ),
+]
+MaxTokens = Annotated[
+    int,
+    typer.Option(
+        min=2,
+        metavar="N",
+        rich_help_panel=RUN,
+        help="Tokens per sample of a text file; longer texts are cut.",
     ),
 ]
 States = Annotated[

@@ -31,6 +31,7 @@ from onnxq.samples import Preprocessing
 from onnxq.sampling import Sampling
 from onnxq.storage import load_proto
 from onnxq.target import Target, load_target
+from onnxq.text import MAX_TOKENS
 from onnxq.tuning.meter import Meter, float_session
 from onnxq.tuning.variants import decided, variants
 
@@ -106,6 +107,8 @@ def sensitivity(
     batch_size: int = 1,
     seed: int = 0,
     threads: int | None = None,
+    tokenizer: str | Path | None = None,
+    max_tokens: int = MAX_TOKENS,
     custom_ops: Sequence[str | Path] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> Sensitivity:
@@ -130,7 +133,9 @@ def sensitivity(
     _check_inputs(proto)
     _check_weights(original)
     progress("samples", 0, 1)
-    sampling = Sampling(path, proto, preprocess, states, batch_size, seed, threads)
+    sampling = Sampling(
+        path, proto, preprocess, states, batch_size, seed, threads, tokenizer, max_tokens
+    )
     drawn = sampling.given(samples, limit)
     calibration, measured = sampling.carry(drawn), sampling.carry(drawn.slice(0, measure))
     first = next(iter(measured))

@@ -42,6 +42,7 @@ from onnxq.sampling import Sampling
 from onnxq.scratch import scratch
 from onnxq.storage import load_proto, model_size
 from onnxq.target import Target, load_target
+from onnxq.text import MAX_TOKENS
 from onnxq.tuning.bounds import Bounds, parse_bounds
 from onnxq.tuning.candidates import Candidate, Workshop
 from onnxq.tuning.meter import float_session
@@ -78,6 +79,8 @@ def tune(
     batch_size: int = 1,
     seed: int = 0,
     threads: int | None = None,
+    tokenizer: str | Path | None = None,
+    max_tokens: int = MAX_TOKENS,
     custom_ops: Sequence[str | Path] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> Tuning:
@@ -111,7 +114,9 @@ def tune(
     _check_inputs(proto)
     _check_weights(original)
     progress("samples", 0, 1)
-    sampling = Sampling(path, proto, preprocess, states, batch_size, seed, threads)
+    sampling = Sampling(
+        path, proto, preprocess, states, batch_size, seed, threads, tokenizer, max_tokens
+    )
     drawn = sampling.given(samples, 2 * limit + HELD_OUT)
     half = min(limit, len(drawn) // 2)
     if len(drawn) < LEAST_SAMPLES:
@@ -143,7 +148,8 @@ def tune(
         result = quantize(
             path, recipe=named, samples=samples, preprocess=preprocess, states=states,
             output=place, target=device, limit=half, batch_size=batch_size, seed=seed,
-            threads=threads, write=False, progress=progress,
+            threads=threads, tokenizer=tokenizer, max_tokens=max_tokens, write=False,
+            progress=progress,
         )  # fmt: skip
         search.confirm(result.save, folder / "final.onnx", chosen)
         result.report.output, result.report.quantized_bytes = str(place), result.save(place)
