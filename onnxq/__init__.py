@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxq.api import bench, inspect, quantize, validate
     from onnxq.errors import OnnxqError
+    from onnxq.folder import quantize_folder
     from onnxq.pipeline import Context, Pass, Pipeline, Result
     from onnxq.qtype import QParams, QTensor, QType
     from onnxq.recipe import load_recipe
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "api": ("bench", "inspect", "quantize", "validate"),
     "errors": ("OnnxqError",),
+    "folder": ("quantize_folder",),
     "pipeline": ("Context", "Pass", "Pipeline", "Result"),
     "qtype": ("QParams", "QTensor", "QType"),
     "recipe": ("load_recipe",),
@@ -44,6 +46,7 @@ __all__ = [
     "load_recipe",
     "load_target",
     "quantize",
+    "quantize_folder",
     "sensitivity",
     "tune",
     "validate",

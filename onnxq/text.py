@@ -28,6 +28,10 @@ def is_text(source: object) -> bool:
     return isinstance(source, str | Path) and Path(source).suffix.lower() == ".txt"
 
 
+def takes_tokens(specs: Sequence[InputSpec]) -> bool:
+    return any(_is_ids(spec) for spec in specs)
+
+
 def beside(model: Path, name: str) -> Path | None:
     """A file of an exported folder: beside the model, or above the sub-folder that it lies in."""
     places = [folder / name for folder in (model.absolute().parent, model.absolute().parent.parent)]
