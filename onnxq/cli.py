@@ -45,6 +45,7 @@ from onnxq.options import (
     Tokenizer,
     check_file,
     deliver,
+    deliver_folder,
     print_json,
     state_pairs,
     stopped,
@@ -124,12 +125,18 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="As the list has it.")
         "Examples:\n\n"
         "onnxq quantize model.onnx --data samples.npz\n\n"
         "onnxq quantize bert.onnx --preset int8-dynamic -o small.onnx\n\n"
+        "onnxq quantize llama-folder --preset int8-dynamic --data text.txt\n\n"
         "onnxq quantize model.onnx --data samples.npz --exclude 're:^/head/'\n\n"
         "onnxq quantize model.onnx --data samples.npz --set calibrate.method=mse"
     ),
 )
 def quantize(
-    model: Model,
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="The float ONNX model, or a folder that holds some.", show_default=False
+        ),
+    ],
     data: Data = None,
     preprocess: Preprocess = None,
     tokenizer: Tokenizer = None,
@@ -180,20 +187,25 @@ def quantize(
             metavar="FILE.onnx",
             rich_help_panel=OUT,
             show_default="MODEL.PRESET.onnx beside the model",
-            help="Where the quantized model goes.",
+            help="Where the quantized model goes; of a folder, a folder that does not exist yet.",
         ),
     ] = None,
     report: ReportFile = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Quantize a model, run it beside the original, and write it if it holds."""
+    """Quantize a model, run it beside the original, and write it if it holds.
+
+    Of a folder that Hugging Face Optimum exported, every ONNX file, into a folder that loads like
+    it.
+    """
     with working(not quiet) as progress:
-        from onnxq import api, cache
+        from onnxq import api, cache, folder
 
         check_file(report, model, output)
+        run: Any = folder.quantize_folder if model.is_dir() else api.quantize
         with cache.disabled(no_cache):
-            result = api.quantize(
+            result = run(
                 model,
                 preset,
                 samples=data,
@@ -217,7 +229,10 @@ def quantize(
                 latency_check=not no_latency_check,
                 progress=progress,
             )
-    deliver(result.report, report, json, quiet)
+    if model.is_dir():
+        deliver_folder(result, report, json, quiet)
+    else:
+        deliver(result.report, report, json, quiet)
 
 
 @app.command(

@@ -8,18 +8,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onnxq.api import SYNTHETIC_SAMPLES, Source, quantize
 from onnxq.errors import OnnxqError, one_line
-from onnxq.feeds import Feed, input_specs
+from onnxq.feeds import input_specs
 from onnxq.pipeline import Progress
 from onnxq.proof import VERIFICATION_SAMPLES
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.report import Report
+from onnxq.samples import Samples, open_samples
 from onnxq.sampling import Sampling
 from onnxq.scratch import scratch
 from onnxq.seq2seq import CUTS, decoder_feeds, encoder_of
@@ -46,7 +47,7 @@ class FolderResult:
 
 def quantize_folder(
     folder: str | Path,
-    preset: str = "int8-dynamic",
+    preset: str = "int8-static",
     *,
     samples: Source = None,
     output: str | Path | None = None,
@@ -136,7 +137,7 @@ def _check_output(folder: Path, place: Path) -> None:
 
 
 def _samples(model: Path, source: Source, options: dict[str, Any]) -> dict[str, Any]:
-    """What `quantize` is told of the samples of one file: the options, changed where they need be."""
+    """What `quantize` is told of one file: the options, changed where its samples need it."""
     specs = input_specs(load_proto(model))
     encoder = encoder_of(model, specs)
     if encoder is not None:
@@ -150,7 +151,7 @@ def _samples(model: Path, source: Source, options: dict[str, Any]) -> dict[str, 
 
 def _decoder_samples(
     model: Path, encoder: Path, source: Source, options: dict[str, Any]
-) -> Iterator[Feed]:
+) -> Samples:
     seed, threads = options.get("seed", 0), options.get("threads")
     sampling = Sampling(
         encoder, load_proto(encoder), options.get("preprocess"), None, 1, seed, threads,
@@ -162,4 +163,6 @@ def _decoder_samples(
         heard, _ = sampling.made_up(min(count, SYNTHETIC_SAMPLES))
     else:
         heard = sampling.given(source, count)
-    return decoder_feeds(model, encoder, heard, seed, threads)
+    feeds = decoder_feeds(model, encoder, heard, seed, threads)
+    name = f"{heard.name} through {encoder.name}, with text that the decoder wrote"
+    return open_samples(feeds, input_specs(load_proto(model)), name=name, synthesised=True)

@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 from onnxq.errors import OnnxqError
 
 if TYPE_CHECKING:
+    from onnxq.folder import FolderResult
     from onnxq.report import Report
 
 
@@ -281,6 +282,20 @@ def deliver(report: Report, path: Path | None, json: bool, quiet: bool) -> None:
     except KeyboardInterrupt:  # by now something is written
         typer.echo("onnxq: stopped while reporting; the work was done", err=True)
         raise typer.Exit(130) from None
+
+
+def deliver_folder(result: FolderResult, path: Path | None, json: bool, quiet: bool) -> None:
+    """What came of a folder, where the user wants it."""
+    from onnxq import show, show_folder
+
+    if path is not None:
+        write_text(path, result.to_json() + "\n")
+    if json:
+        print_json(result.to_json(), result.warnings)
+    elif quiet:
+        print_warnings(result.warnings)
+    else:
+        show_folder.show_folder(result, show.output_console())
 
 
 def print_json(text: str, warnings: Any) -> None:

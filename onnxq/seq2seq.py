@@ -8,7 +8,6 @@ past that t₁ … t_k made.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.errors import OnnxqError
+from onnxq.exported import settings
 from onnxq.feeds import Feed, InputSpec, input_specs
 from onnxq.perplexity import NextToken
 from onnxq.runtime import Session
 from onnxq.storage import load_proto
 from onnxq.synthetic_text import drawn
-from onnxq.text import beside
 
 LENGTH = 16  # tokens of a written text
 CUTS = (4, 8, 12, 15)  # tokens before a step
@@ -73,11 +72,10 @@ def _starting(decoder: Path) -> Path:
 
 def _start_token(decoder: Path) -> int:
     for name in ("generation_config.json", "config.json"):
-        if file := beside(decoder, name):
-            known = json.loads(file.read_text("utf-8"))
-            for key in ("decoder_start_token_id", "bos_token_id"):
-                if isinstance(known.get(key), int):
-                    return int(known[key])
+        known = settings(decoder, name)
+        for key in ("decoder_start_token_id", "bos_token_id"):
+            if isinstance(known.get(key), int):
+                return int(known[key])
     return 0
 
 

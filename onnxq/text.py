@@ -7,7 +7,6 @@ windows of as many tokens as a sample may have. Ids go to the input of tokens, o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.errors import OnnxqError, one_line
+from onnxq.exported import beside, settings
 from onnxq.feeds import Feed, InputSpec, OneByOne
 
 MAX_TOKENS = 256
@@ -30,12 +30,6 @@ def is_text(source: object) -> bool:
 
 def takes_tokens(specs: Sequence[InputSpec]) -> bool:
     return any(_is_ids(spec) for spec in specs)
-
-
-def beside(model: Path, name: str) -> Path | None:
-    """A file of an exported folder: beside the model, or above the sub-folder that it lies in."""
-    places = [folder / name for folder in (model.absolute().parent, model.absolute().parent.parent)]
-    return next((place for place in places if place.is_file()), None)
 
 
 def load_tokenizer(path: Path | None, model: Path) -> Any:
@@ -63,12 +57,8 @@ def load_tokenizer(path: Path | None, model: Path) -> Any:
 
 def longest(model: Path, max_tokens: int) -> int:
     """`max_tokens`, or as many as the config.json beside the model has positions for."""
-    config = beside(model, "config.json")
-    try:
-        known = json.loads(config.read_text("utf-8")) if config else {}
-    except (OSError, ValueError):
-        known = {}
-    limits = [known[key] for key in _LIMITS if isinstance(known, dict) and key in known]
+    known = settings(model)
+    limits = [known[key] for key in _LIMITS if key in known]
     return min([max_tokens, *(n for n in limits if isinstance(n, int) and n > 0)])
 
 
