@@ -369,6 +369,49 @@ app.command(cls=Command, epilog=cli_tuning.SENSITIVITY_EXAMPLES)(cli_tuning.sens
 app.command(cls=Command, epilog=cli_tuning.TUNE_EXAMPLES)(cli_tuning.tune)
 
 
+@app.command(
+    cls=Command,
+    epilog=(
+        "Examples:\n\n"
+        "onnxq export Qwen/Qwen2.5-0.5B qwen-onnx\n\n"
+        "onnxq export ./my-bert bert-onnx --task feature-extraction"
+    ),
+)
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A folder of transformers, or a name on the Hub."),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to make.")],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default="that of the architecture",
+            help="As optimum names it: text-generation-with-past, feature-extraction, …",
+        ),
+    ] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(min=11, metavar="N", show_default="optimum's own", help="The ONNX opset."),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run the code that comes with the model."),
+    ] = False,
+) -> None:
+    """Export a Hugging Face model to a folder of ONNX files, which quantize takes.
+
+    Needs the extra hf: pip install 'onnxq[hf]'.
+    """
+    with working(True) as progress:
+        from onnxq.export import export as run
+
+        progress("export", 0, 1)
+        made = run(model, output, task=task, opset=opset, trust_remote_code=trust_remote_code)
+    typer.echo(f"wrote {made}: {', '.join(sorted(p.name for p in made.glob('*.onnx')))}")
+
+
 # ── catalogues ───────────────────────────────────────────────────────────────────────────────────
 
 
