@@ -14,6 +14,7 @@ import onnx
 
 from onnxq import graph as g
 from onnxq.calibrate import observe
+from onnxq.checkpoint import NOTHING_KEPT, Checkpoint
 from onnxq.errors import OnnxqError
 from onnxq.observe import Observer
 from onnxq.qtype import QParams, QType
@@ -21,6 +22,8 @@ from onnxq.report import PassRecord, Report
 from onnxq.samples import Samples
 from onnxq.spool import Weights
 from onnxq.target import OpRule, Target
+
+MEMORY_BUDGET = 1 << 30
 
 Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
 
@@ -74,6 +77,7 @@ class Context:
     stats: dict[str, Any] = field(default_factory=dict)
     weights: Weights = field(default_factory=Weights)
     activations: dict[str, QParams] = field(default_factory=dict)
+    tied: set[str] = field(default_factory=set)  # weights that are stored as one: rounded alike
     # What batch normalisation said of a tensor before it was folded: (mean, deviation) by channel.
     batch_statistics: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     # The model before a pass that plans and lowers at once; stands for `prepared`.
@@ -84,8 +88,9 @@ class Context:
     exclude: tuple[str, ...] = ()
     threads: int | None = None
     progress: Progress = lambda what, done, total: None
-    memory_budget: int = 1 << 30  # bytes that statistics of one run over the samples may take
+    memory_budget: int = MEMORY_BUDGET  # bytes that statistics of one run over the samples may take
     solved: set[tuple[str, str]] = field(default_factory=set)  # (pass, weight or layer): final
+    checkpoint: Checkpoint = NOTHING_KEPT  # of weights that an interrupted run solved
     lowering: tuple[Pass, ...] = ()  # the passes of this run that write the plan down
 
     def quantized(self, graph: g.Graph, *, qdq: bool = False) -> g.Graph:
@@ -101,6 +106,7 @@ class Context:
             weights=self.weights.copy(),
             activations=dict(self.activations),
             solved=set(self.solved),
+            checkpoint=NOTHING_KEPT,
             progress=lambda what, done, total: None,
         )
         lowered = g.copy(graph)

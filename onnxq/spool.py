@@ -75,14 +75,16 @@ class Weights(MutableMapping[str, QTensor]):
 
     def __setitem__(self, name: str, q: QTensor) -> None:
         self._codes.pop(name, None)
-        if q.codes.nbytes >= LARGE and q.codes.dtype.kind in "iu":
-            self._codes[name] = spooled(name, q.codes)
+        if q.codes.nbytes >= LARGE:
+            self._codes[name] = spooled(name, q.codes.view(f"u{q.codes.itemsize}"))
             q = replace(q, codes=np.empty(0, q.codes.dtype))
         self._small[name] = q
 
     def __getitem__(self, name: str) -> QTensor:
         q = self._small[name]
-        return replace(q, codes=self._codes[name].read()) if name in self._codes else q
+        if name not in self._codes:
+            return q
+        return replace(q, codes=self._codes[name].read().view(q.codes.dtype))
 
     def __delitem__(self, name: str) -> None:
         del self._small[name]

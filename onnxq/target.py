@@ -17,9 +17,9 @@ from onnxq.errors import OnnxqError, suggest
 from onnxq.graph import is_depthwise, weight_view
 from onnxq.qtype import QType
 
-Form = Literal["static", "dynamic"]
+Form = Literal["static", "dynamic", "weights"]
 
-_FORMAT = re.compile(r"(?:w(\d+))?(?:a(\d+))?")
+_FORMAT = re.compile(r"(?:w(\d+)(?::(\d+))?)?(?:a(\d+))?")
 _SINCE = {2: 25, 4: 21, 16: 21}  # bits → the opset whose DequantizeLinear takes them
 
 
@@ -27,26 +27,35 @@ _SINCE = {2: 25, 4: 21, 16: 21}  # bits → the opset whose DequantizeLinear tak
 class Format:
     """Widths of weights and of activations, in bits; None stays float.
 
-    >>> Format.parse("w4a8"), Format.parse("w8"), str(Format.parse("float"))
-    (Format(weight_bits=4, activation_bits=8), Format(weight_bits=8, activation_bits=None), 'float')
+    `block` is how many neighbouring weights share a scale, where blocks of them do.
+
+    >>> Format.parse("w4a8"), str(Format.parse("float"))
+    (Format(weight_bits=4, activation_bits=8, block=None), 'float')
+    >>> Format.parse("w4:128")
+    Format(weight_bits=4, activation_bits=None, block=128)
     """
 
     weight_bits: int | None = None
     activation_bits: int | None = None
+    block: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Format:
-        """Read `wBITSaBITS`, either half alone, or `float`. Raises ValueError for anything else."""
+        """Read `wBITSaBITS`, either half alone, `wBITS:BLOCK`, or `float`.
+
+        Raises ValueError for anything else.
+        """
         match = _FORMAT.fullmatch("" if text == "float" else text)
         if match is None or not text:
             raise ValueError(
-                f"{text!r} is no format; write for example w8a8, w4a8, w8 (weights alone), a8 "
-                "(activations alone) or float"
+                f"{text!r} is no format; write for example w8a8, w4a8, w8 (weights alone), w4:128 "
+                "(in blocks), a8 (activations alone) or float"
             )
-        return cls(*(None if bits is None else int(bits) for bits in match.groups()))
+        weight, block, activation = (int(n) if n else None for n in match.groups())
+        return cls(weight, activation, block)
 
     def __str__(self) -> str:
-        halves = (("w", self.weight_bits), ("a", self.activation_bits))
+        halves = (("w", self.weight_bits), (":", self.block), ("a", self.activation_bits))
         return "".join(f"{key}{bits}" for key, bits in halves if bits is not None) or "float"
 
     @property
@@ -65,6 +74,8 @@ class OpRule:
 
     `output` says what the kernel hands on: `quantized` codes only, `float` only, or `any`.
     `pair_limit` bounds |w_k + w_k+1| of neighbouring weights of one sign (None: no bound).
+    `blocks` are the numbers of neighbouring weights that may share a scale (none: only those of
+    `weight`), `accuracy_level` is what the kernel for them computes in (4: 8-bit activations).
     """
 
     form: Form
@@ -77,9 +88,15 @@ class OpRule:
     depthwise: bool | None = None
     constant_weight: bool | None = None
     batched: bool | None = None
+    blocks: tuple[int, ...] = ()
+    accuracy_level: int = 0
 
     def takes(self, format: Format) -> bool:
         """Whether it is of these widths, and something is left of it."""
+        if self.blocks and format.block not in self.blocks:
+            return False
+        if format.block is not None and not self.blocks:
+            return False
         widths = (self.weight, format.weight_bits), (self.activation, format.activation_bits)
         fits = all(q is None or bits is None or q.bits == bits for q, bits in widths)
         return fits and any(q is not None and bits is not None for q, bits in widths)
@@ -129,12 +146,13 @@ class Target:
         """Every format that some rule of this form takes.
 
         Weights or activations alone are left of a static rule; a dynamic one multiplies codes.
+        Block sizes apart.
         """
         rules = [rule for rules in self.ops.values() for rule in rules if rule.form == form]
         found = {
             Format(r.weight.bits, r.activation.bits) for r in rules if r.weight and r.activation
         }
-        if form == "static":
+        if form != "dynamic":
             found |= {Format(rule.weight.bits, None) for rule in rules if rule.weight}
             found |= {Format(None, rule.activation.bits) for rule in rules if rule.activation}
         return found

@@ -2,6 +2,7 @@
 
 from onnxq.passes.lower.dynamic import Dynamic
 from onnxq.passes.lower.insert_qdq import InsertQDQ
+from onnxq.passes.lower.matmul_nbits import MatMulNBits
 from onnxq.passes.lower.qoperator import QOperator
 from onnxq.passes.prepare.equalize import Equalize
 from onnxq.passes.prepare.fold_batchnorm import FoldBatchNorm
@@ -33,6 +34,7 @@ __all__ = [
     "FoldBatchNorm",
     "FoldFakeQuant",
     "InsertQDQ",
+    "MatMulNBits",
     "Normalize",
     "QOperator",
     "QuantizeBias",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from copy import copy as shallow_copy
 
@@ -51,6 +52,14 @@ class Maker:
         """An initializer; the same key gives the same one, in whichever body it is asked for."""
         if key not in self._constants:
             self._constants[key] = constant(self.name(key), values)
+        return self._constants[key]
+
+    def shared(self, name: str, values: Array) -> gs.Constant:
+        """An initializer, the same one for equal values of one type: tied weights stay tied."""
+        digest = hashlib.blake2b(np.ascontiguousarray(values), digest_size=16).hexdigest()
+        key = f"{values.dtype}{values.shape}{digest}"
+        if key not in self._constants:
+            self._constants[key] = constant(self.name(name), values)
         return self._constants[key]
 
     def emit(

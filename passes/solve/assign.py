@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from onnxq.passes.prepare.normalize import Normalize
 from onnxq.passes.solve.fake_quant import refuse_quantized
-from onnxq.passes.solve.fork import fork_mixed_activations, fork_shared_weights
+from onnxq.passes.solve.fork import (
+    find_tied_weights,
+    fork_mixed_activations,
+    fork_shared_weights,
+)
 from onnxq.passes.solve.planner import FLOAT, HEAVY, MOVERS, Planner, Scheme, Wishes
 from onnxq.passes.solve.selectors import Selector, formats_by_node, split
 
@@ -16,7 +20,7 @@ from onnxq.errors import OnnxqError
 from onnxq.graph import Graph
 from onnxq.graph.patterns import find, inside
 from onnxq.pipeline import Context, Pass
-from onnxq.target import Form, Format
+from onnxq.target import Form, Format, Target
 
 __all__ = ["HEAVY", "MOVERS", "Assign"]
 
@@ -25,11 +29,12 @@ __all__ = ["HEAVY", "MOVERS", "Assign"]
 class Assign(Pass):
     """The plan: per node its weight and activation formats, or the reason why it stays float.
 
-    `form` is `static` (activations quantized with calibrated ranges) or `dynamic` (at run time).
+    `form` is `static` (activations quantized with calibrated ranges), `dynamic` (at run time) or
+    `weights` (float activations, weights in blocks that the kernel expands as it multiplies).
     `format` gives the widths of weights and activations (`w8a8`, `w4a8`, `w8a16`, …; `w8` and `a8`
-    leave the other float): of the target's rules, those of these widths are taken. Where weights
-    are to be narrower than an operator's kernels take them, they get 8 bits. `layers` holds
-    exceptions, `pattern=format`, of which the last that matches wins.
+    leave the other float; `w4:128` is in blocks of 128): of the target's rules, those of these
+    widths are taken. Where weights are to be narrower than an operator's kernels take them, they
+    get 8 bits. `layers` holds exceptions, `pattern=format`, of which the last that matches wins.
     `include` and `exclude` hold patterns on node names and operator types: globs, or regular
     expressions after `re:`.
     `per_tensor` gives a weight one scale, `symmetric` makes all zero points 0, `power_of_two` all
@@ -83,20 +88,17 @@ class Assign(Pass):
             )
         fork_shared_weights(graph, ctx)
         fork_mixed_activations(graph, ctx)
+        ctx.tied = find_tied_weights(graph, ctx)
         return done
 
     def _wishes(self, graph: Graph, ctx: Context) -> Wishes:
         """What is wanted of each node, after raising the opset to what can say it."""
         default = Format.parse(self.format)
         formats = {default} | {split(layer)[1] for layer in self.layers}
-        known = ctx.target.formats(self.form)
-        for unknown in sorted(map(str, formats - known - {FLOAT})) if known else []:
-            raise OnnxqError(
-                f"target {ctx.target.name} has no {self.form} rule for {unknown}, only for "
-                f"{', '.join(sorted(map(str, known)))}; choose another --target or format"
-            )
+        for format in sorted(formats - {FLOAT}, key=str):
+            _check_format(format, self.form, ctx.target)
         least = max(format.opset for format in formats)
-        if graph.opset < least:
+        if self.form != "weights" and graph.opset < least:
             Normalize(least).apply(graph, ctx)
         return Wishes(
             Selector((*self.include, *ctx.include), graph),
@@ -106,6 +108,25 @@ class Assign(Pass):
             self.form,
             Scheme(self.per_tensor, self.symmetric, self.power_of_two),
             _delicate(graph),
+        )
+
+
+def _check_format(format: Format, form: Form, target: Target) -> None:
+    """That some rule of the target takes a format."""
+    known, whole = target.formats(form), replace(format, block=None)
+    if known and whole not in known:
+        raise OnnxqError(
+            f"target {target.name} has no {form} rule for {whole}, only for "
+            f"{', '.join(sorted(map(str, known)))}; choose another --target or format"
+        )
+    rules = [rule for rules in target.ops.values() for rule in rules if rule.form == form]
+    same = [rule for rule in rules if rule.weight and rule.weight.bits == format.weight_bits]
+    blocks = sorted({size for rule in same for size in rule.blocks})
+    if format.block is not None and not any(rule.takes(format) for rule in rules):
+        sizes = f"blocks of {', '.join(map(str, blocks))}" if blocks else "no blocks"
+        raise OnnxqError(
+            f"target {target.name} has {form} rules for {whole} in {sizes}, not in blocks of "
+            f"{format.block}"
         )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import onnx_graphsurgeon as gs
 from onnxq.passes.solve.selectors import Selector
 
 from onnxq import graph as g
@@ -31,7 +32,25 @@ FLOAT_INPUTS = "its inputs are float: quantizing them would cost more than it sa
 HIDDEN = "in a body inside a Scan, where its activations cannot be observed"
 BATCH_FIRST = "its batch stands first (layout 1), which the integer kernel does not know"
 FLOAT = Format()
+SMALL_TABLE = 1024  # rows: of positions or token types, read by every token, worth few bytes
+BLOCK = 128  # weights that share a scale where the recipe does not say how many
 CONSTANT_OPERAND = "one operand is constant: its rounding would cost accuracy"
+
+
+def fitting_block(columns: int, wanted: int, rule: OpRule) -> int:
+    """The smallest block whose codes and scales take no more bytes than the wanted one's.
+
+    Kernels want whole blocks, so that a width which is no multiple is filled up: of 172 columns in
+    blocks of 128 a quarter of the codes would say nothing. There smaller blocks, which err less,
+    are free.
+    """
+    bits = rule.weight.bits if rule.weight else 8
+
+    def stored(block: int) -> float:
+        count = -(-columns // block)
+        return count * block * bits / 8 + count * 2 + -(-count * bits // 8)
+
+    return min(block for block in rule.blocks if stored(block) <= stored(wanted))
 
 
 @dataclass(frozen=True)
@@ -46,8 +65,8 @@ class Scheme:
         """The rule with its formats in this scheme."""
 
         def changed(qtype: QType | None) -> QType | None:
-            if qtype is not None and self.symmetric:
-                qtype = replace(qtype, signed=True, symmetric=True)
+            if qtype is not None and self.symmetric:  # kernels for blocks take unsigned codes
+                qtype = replace(qtype, signed=qtype.signed or not qtype.blocked, symmetric=True)
             if qtype is not None and self.power_of_two:
                 qtype = replace(qtype, power_of_two=True)
             return qtype
@@ -98,6 +117,7 @@ class Planner:
         self.graph, self.ctx, self.wishes = graph, ctx, wishes
         self.form, self.scheme = wishes.form, wishes.scheme
         self.own = {id(node) for node in graph.nodes}
+        self._shapes: dict[str, tuple[int | str | None, ...]] = {}
         self.coded: dict[str, QType] = {}  # tensors that are handed on as codes
         self.wanted = self._find_wanted()
 
@@ -119,7 +139,7 @@ class Planner:
             return self._mover(node)
         if node.op in HEAVY:
             return self._heavy(node)
-        return self._light(node)
+        return None if self.form == "weights" else self._light(node)
 
     def _heavy(self, node: Node) -> NodePlan | None:
         rule = self.rule(node)
@@ -200,15 +220,44 @@ class Planner:
     def _of_target(self, node: Node) -> OpRule | None:
         """The target's rule for the format that is wished for, in the recipe's scheme."""
         format = self.wishes.format(node)
+        if self.form == "weights" and format.weight_bits and self._wants_bytes(node, format):
+            format = replace(format, weight_bits=8)
+        if self.form == "weights" and format.block is None:
+            format = replace(format, block=self.wishes.default.block or BLOCK)
         rule = self.ctx.target.rule(node, self.form, format)
-        if rule is None and (format.weight_bits or 8) < 8:
-            rule = self.ctx.target.rule(node, self.form, replace(format, weight_bits=8))
+        view = g.weight_view(node)
+        if rule is not None and rule.blocks and view and view.batched:
+            rule = rule if g.products_of_batch(node, self._shape(node.inputs[0])) else None
+        if rule is None and (format.block or (format.weight_bits or 8) < 8):
+            format = replace(format, weight_bits=8, block=None)
+            rule = self.ctx.target.rule(node, self.form, format)
+        if rule is not None and rule.blocks and rule.weight and view:
+            columns = math.prod(view.tensor.shape) // view.rows
+            block = fitting_block(columns, format.block or BLOCK, rule)
+            rule = replace(rule, weight=replace(rule.weight, group=block))
         if rule is not None and node.op in g.RECURRENT and rule.activation is not None:
             if rule.weight is None:
                 return None
             if self.scheme.symmetric or self.scheme.power_of_two:  # and as they come
                 rule = rule.only(Format(rule.weight.bits))
         return None if rule is None else self.scheme.of(rule)
+
+    def _wants_bytes(self, node: Node, format: Format) -> bool:
+        """Whether a table gets 8 bits whatever the recipe says: a small one, or one of which the
+        rows end within a byte, which the kernel would not see.
+        """
+        if node.op != "Gather" or g.weight_view(node) is None:
+            return False
+        rows, columns = node.inputs[0].shape[0], math.prod(node.inputs[0].shape[1:])
+        chosen = node.name in self.wishes.formats
+        return bool((rows < SMALL_TABLE and not chosen) or columns * (format.weight_bits or 8) % 8)
+
+    def _shape(self, tensor: gs.Tensor) -> tuple[int | str | None, ...] | None:
+        """The shape of a tensor as declared, or else as it follows from what makes it."""
+        if tensor.shape is None:
+            self._shapes = self._shapes or g.shapes(self.graph)
+            tensor.shape = self._shapes.get(tensor.name)
+        return None if tensor.shape is None else tuple(tensor.shape)
 
     def _refusal(self, node: Node) -> str:
         if why := self.wishes.why_float(node):
@@ -229,6 +278,8 @@ class Planner:
                 return "its constant operand is the left one, or a vector"
             if self.form == "dynamic":
                 return "a product of two activations: dynamic quantization needs a constant weight"
+            if self.form == "weights":
+                return "a product of two activations: it has no weights"
         return self.ctx.target.why_float(node, self.form, self.wishes.format(node))
 
     def _unseen(self, rule: OpRule, node: Node) -> bool:
