@@ -10,8 +10,8 @@ from pathlib import Path
 from onnxq.errors import OnnxqError, one_line
 from onnxq.scratch import scratch
 
-WRITES_TEXT = ("text-generation", "text2text-generation", "automatic-speech-recognition")
-WRITES_TEXT += ("image-to-text",)
+WRITES_TEXT = {"text-generation", "text2text-generation", "automatic-speech-recognition"}
+WRITES_TEXT |= {"image-to-text"}
 
 
 def export(
