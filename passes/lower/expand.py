@@ -126,12 +126,16 @@ class _Writer:
         self, name: str, codes: gs.Tensor, values: g.Array, bits: int, wide: int
     ) -> gs.Tensor:
         """Codes of `bits` (out, bytes) as what `values` says of each, in `wide` bits."""
-        table = byte_table(values, bits, wide)
         index = self.maker.emit(self.body, "Cast", [codes], name, to=_INT32)
-        stored = self.maker.shared(f"{name}_table", table)
-        found = self.maker.emit(self.body, "Gather", [stored, index], name)
+        if wide == 8:  # the table would be the most of a small layer: it is made at load too
+            places = self.maker.shared("codes_of_bytes", codes_of_bytes(bits).astype(np.int32))
+            levels = self.maker.shared(f"{name}_levels", values)
+            table = self.maker.emit(self.body, "Gather", [levels, places], f"{name}_table")
+        else:
+            table = self.maker.shared(f"{name}_table", byte_table(values, bits, wide))
+        found = self.maker.emit(self.body, "Gather", [table, index], name)
         rows, columns = codes.shape
-        return self._reshaped(name, found, (rows, columns * table.shape[1]))
+        return self._reshaped(name, found, (rows, columns * wide // bits))
 
     def _blocks(
         self, name: str, codes: gs.Tensor, blocks: tuple[int, ...], group: int, bits: int
@@ -180,6 +184,9 @@ def byte_table(values: g.Array, bits: int, wide: int) -> np.ndarray[Any, np.dtyp
     """What a byte of codes of `bits` becomes, the first in the low bits: the `values` of its codes,
     in `wide` bits each, (256, bytes).
     """
-    shifts = np.arange(0, 8, bits)
-    codes = (np.arange(256)[:, None] >> shifts) & ((1 << bits) - 1)
-    return packed(values[codes], wide)
+    return packed(values[codes_of_bytes(bits)], wide)
+
+
+def codes_of_bytes(bits: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The codes of `bits` in each byte, the first from the low bits, (256, 8 / bits)."""
+    return (np.arange(256)[:, None] >> np.arange(0, 8, bits)) & ((1 << bits) - 1)
