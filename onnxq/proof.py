@@ -13,6 +13,7 @@ from onnxq.errors import OnnxqError, one_line
 from onnxq.group_losses import compare_groups, warn_of_groups
 from onnxq.groups import Grouped
 from onnxq.layers import count_macs
+from onnxq.metrics import Metric, records, shown
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.fake_quant import without_fake_quant
 from onnxq.pipeline import Progress, Result
@@ -61,7 +62,11 @@ def prove(
         unquantized = verify.Recorded(
             Session.of(without_fake_quant(trained), threads=threads), feeds
         )
-    report.outputs = verify.output_records(verify.compare(said, optimized, feeds))
+    judged: verify.Runs = optimized
+    if "CPUExecutionProvider" in providers and (half := verify.with_roundings(result.graph)):
+        judged = verify.Recorded(Session.of(half, threads=threads, optimize=False), feeds)
+    metrics = shown((), said, feeds[0], reference)
+    _compare(said, judged, feeds, metrics, report)
     progress("time both models", 2, steps)
     timed = verify.latency([reference, optimized], feeds[0])
     report.float_latency, report.quantized_latency = timed
@@ -72,7 +77,7 @@ def prove(
         said = unquantized = verify.Recorded(
             Session(report.model, threads=threads, optimize=False), feeds
         )
-        report.outputs = verify.output_records(verify.compare(said, optimized, feeds))
+        _compare(said, judged, feeds, metrics, report)
     if grouped is not None:
         progress("compare groups", 2, steps)
         reference = (
@@ -97,6 +102,20 @@ def prove(
     report.verified = True
     warn_of_results(report)
     progress("verify", steps, steps)
+
+
+def _compare(
+    said: verify.Runs,
+    quantized: verify.Runs,
+    feeds: Sequence[verify.Feed],
+    metrics: Sequence[Metric],
+    report: Report,
+) -> None:
+    distances = [metric.start() for metric in metrics]
+    compared = verify.compare(said, quantized, feeds, distances)
+    verify.check_finite(compared)
+    report.outputs = verify.output_records(compared)
+    report.metrics = records(metrics, distances)
 
 
 def _check_model(model: Path, source: str) -> None:

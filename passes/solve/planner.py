@@ -225,6 +225,9 @@ class Planner:
         if self.form == "weights" and format.block is None:
             format = replace(format, block=self.wishes.default.block or BLOCK)
         rule = self.ctx.target.rule(node, self.form, format)
+        if rule is None and format.weight_bits == 3:
+            format = replace(format, weight_bits=4)
+            rule = self.ctx.target.rule(node, self.form, format)
         view = g.weight_view(node)
         if rule is not None and rule.blocks and view and not self._has_rows(view):
             rule = None
