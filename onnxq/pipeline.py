@@ -8,9 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from onnxq import graph as g
 from onnxq.calibrate import observe
@@ -62,6 +64,13 @@ class Plan(dict[str, NodePlan]):
         ]
 
 
+class Factors(NamedTuple):
+    """A (out, r) and B (r, in), float16: AB is added to a quantized weight (out, in)."""
+
+    a: NDArray[np.float16]
+    b: NDArray[np.float16]
+
+
 @dataclass
 class Context:
     """What passes share beside the graph."""
@@ -74,6 +83,7 @@ class Context:
     stats: dict[str, Any] = field(default_factory=dict)
     weights: Weights = field(default_factory=Weights)
     activations: dict[str, QParams] = field(default_factory=dict)
+    corrections: dict[str, Factors] = field(default_factory=dict)  # by the name of the weight
     # What batch normalisation said of a tensor before it was folded: (mean, deviation) by channel.
     batch_statistics: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     # The model before a pass that plans and lowers at once; stands for `prepared`.

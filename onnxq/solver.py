@@ -62,7 +62,7 @@ class WeightSolver(Pass):
         todo = [job for job in jobs(graph, ctx) if (self.name, job.name) not in ctx.solved]
         done = 0
         for window in windows(todo, ctx.memory_budget):
-            moments = _observe(window, graph, ctx)
+            moments = observe_moments(window, graph, ctx)
             for job in window:
                 ctx.progress(self.name, done, len(todo))
                 done += 1
@@ -100,7 +100,11 @@ class Job:
 
     @property
     def columns(self) -> int:
-        return math.prod(self.view.tensor.shape) // self.view.rows
+        return self.weights // self.view.rows
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.view.tensor.shape)
 
     @property
     def bytes(self) -> int:
@@ -138,7 +142,7 @@ def windows(jobs: Iterable[Job], budget: int) -> Iterator[list[Job]]:
         yield window
 
 
-def _observe(window: list[Job], graph: Graph, ctx: Context) -> dict[str, SecondMoments]:
+def observe_moments(window: list[Job], graph: Graph, ctx: Context) -> dict[str, SecondMoments]:
     """Moments of the inputs of every weight, those that several share measured once."""
     if ctx.samples is None:
         raise OnnxqError("rounding by the layers' inputs needs samples, and there are none")

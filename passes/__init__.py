@@ -1,5 +1,6 @@
 """The algorithms, one file each: prepare the float graph, solve for codes, lower to operators."""
 
+from onnxq.passes.lower.add_low_rank import AddLowRank
 from onnxq.passes.lower.dynamic import Dynamic
 from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.matmul_nbits import MatMulNBits
@@ -16,6 +17,7 @@ from onnxq.passes.solve.bias_correct import BiasCorrect
 from onnxq.passes.solve.calibrate import Calibrate
 from onnxq.passes.solve.coordinate_descent import CoordinateDescent
 from onnxq.passes.solve.fold_fake_quant import FoldFakeQuant
+from onnxq.passes.solve.low_rank import LowRank
 from onnxq.passes.solve.quantize_bias import QuantizeBias
 from onnxq.passes.solve.reconstruct_layers import ReconstructLayers
 from onnxq.passes.solve.round_to_nearest import RoundToNearest
@@ -25,6 +27,7 @@ from onnxq.passes.solve.spare_slow import SpareSlow
 
 __all__ = [
     "AdaRound",
+    "AddLowRank",
     "Assign",
     "BiasCorrect",
     "Calibrate",
@@ -34,6 +37,7 @@ __all__ = [
     "FoldBatchNorm",
     "FoldFakeQuant",
     "InsertQDQ",
+    "LowRank",
     "MatMulNBits",
     "Normalize",
     "QOperator",
