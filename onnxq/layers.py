@@ -34,7 +34,10 @@ def record_layers(result: Result, report: Report) -> None:
             continue
         form, reason = "float", record.reason if record else REFUSED
         if plan is not None and plan.quantized:
-            formats = [f"w {plan.weight}"] if plan.weight else []
+            view = g.weight_view(node)
+            table = context.codebooks.get(view.tensor.name) if view else None
+            weight = table.format if table else plan.weight
+            formats = [f"w {weight}"] if weight else []
             formats += [f"a {plan.activation}"] if plan.activation else []
             form = ", ".join(formats)
             reason = record.reason if record else ""

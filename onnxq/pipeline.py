@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from onnxq import graph as g
 from onnxq.calibrate import observe
+from onnxq.codebook import CodebookTensor
 from onnxq.errors import OnnxqError
 from onnxq.observe import Observer
-from onnxq.qtype import QParams, QType
+from onnxq.qtype import QParams, QTensor, QType
 from onnxq.report import PassRecord, Report
 from onnxq.samples import Samples
 from onnxq.spool import Weights
@@ -81,7 +82,8 @@ class Context:
     unseen: Samples | None = None  # which nothing is calibrated on: to measure with
     plan: Plan = field(default_factory=Plan)
     stats: dict[str, Any] = field(default_factory=dict)
-    weights: Weights = field(default_factory=Weights)
+    weights: Weights[QTensor] = field(default_factory=Weights)
+    codebooks: Weights[CodebookTensor] = field(default_factory=Weights)  # none is in `weights` too
     activations: dict[str, QParams] = field(default_factory=dict)
     corrections: dict[str, Factors] = field(default_factory=dict)  # by the name of the weight
     # What batch normalisation said of a tensor before it was folded: (mean, deviation) by channel.
@@ -109,6 +111,7 @@ class Context:
             report=Report(),
             plan=Plan(self.plan),
             weights=self.weights.copy(),
+            codebooks=self.codebooks.copy(),
             activations=dict(self.activations),
             solved=set(self.solved),
             progress=lambda what, done, total: None,

@@ -55,7 +55,7 @@ class QType:
         Raises ValueError for anything else.
         """
         match = _SPEC.fullmatch(text)
-        if not match or int(match["bits"]) not in (2, 4, 8, 16, 32):
+        if not match or int(match["bits"]) not in (2, 3, 4, 8, 16, 32):
             raise ValueError(
                 f"{text!r} is no number format; write for example s8, u8a, s8:channel or u4a:32"
             )
@@ -109,6 +109,8 @@ class QType:
         small = {2: (ml_dtypes.uint2, ml_dtypes.int2), 4: (ml_dtypes.uint4, ml_dtypes.int4)}
         if self.bits in small:
             return np.dtype(small[self.bits][self.signed])
+        if self.bits == 3:  # of which there is no packed type
+            return np.dtype(np.int8 if self.signed else np.uint8)
         return np.dtype(f"{'i' if self.signed else 'u'}{self.bits // 8}")
 
 
@@ -239,11 +241,17 @@ def block_scale(scale: Floats, qtype: QType) -> Floats:
     tensor so small that float16 has no digits for it keeps float32. What is too small for a scale
     becomes 1: its block is zero.
     """
+    scale = np.asarray(scale, np.float32) if qtype.power_of_two else in_float16(scale)
+    return np.where(np.abs(scale) < np.finfo(np.float32).tiny, np.float32(1), scale)
+
+
+def in_float16(scale: Floats) -> NDArray[np.float32]:
+    """Rounded to what float16 can say, where it has digits for the largest."""
     scale = np.asarray(scale, np.float32)
     largest = float(np.abs(scale).max(initial=0))
-    if not qtype.power_of_two and _LEAST_HALF < largest < np.finfo(np.float16).max:
-        scale = scale.astype(np.float16).astype(np.float32)
-    return np.where(np.abs(scale) < np.finfo(np.float32).tiny, np.float32(1), scale)
+    if _LEAST_HALF < largest < np.finfo(np.float16).max:
+        return scale.astype(np.float16).astype(np.float32)
+    return scale
 
 
 def quantize_weight(weight: Floats, scale: Floats, zero: Codes, qtype: QType) -> QTensor:

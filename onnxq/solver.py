@@ -124,6 +124,8 @@ def jobs(graph: Graph, ctx: Context) -> list[Job]:
             unfolding = g.unfolding(view)
             if plan.weight is None or unfolding is None or id(node) in unseen:
                 continue
+            if view.tensor.name in ctx.codebooks:
+                continue
             limit = plan.rule.pair_limit if plan.rule else None
             job = jobs.setdefault(view.tensor.name, Job(view, plan.weight, limit, []))
             job.inputs.append((node.inputs[0].name, unfolding))

@@ -64,6 +64,11 @@ class Format:
         weight, activation = self.weight_bits or 8, max(self.activation_bits or 8, 8)
         return max(_SINCE.get(weight, 1), _SINCE.get(activation, 1))
 
+    @property
+    def opset_of_bytes(self) -> int:
+        """The same where codes are bytes to their kernel, of 3 bits put together by BitwiseOr."""
+        return 18 if self.weight_bits == 3 else 1
+
 
 W8A8 = Format(8, 8)
 
@@ -93,7 +98,9 @@ class OpRule:
 
     def takes(self, format: Format) -> bool:
         """Whether it is of these widths, and something is left of it."""
-        if format.block is not None and format.block not in self.blocks:
+        if self.blocks and format.block not in self.blocks:
+            return False
+        if format.block is not None and not self.blocks:
             return False
         widths = (self.weight, format.weight_bits), (self.activation, format.activation_bits)
         fits = all(q is None or bits is None or q.bits == bits for q, bits in widths)

@@ -2,6 +2,7 @@
 
 from onnxq.passes.lower.add_low_rank import AddLowRank
 from onnxq.passes.lower.dynamic import Dynamic
+from onnxq.passes.lower.expand import Expand
 from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.matmul_nbits import MatMulNBits
 from onnxq.passes.lower.qoperator import QOperator
@@ -15,6 +16,7 @@ from onnxq.passes.solve.adaround import AdaRound
 from onnxq.passes.solve.assign import Assign
 from onnxq.passes.solve.bias_correct import BiasCorrect
 from onnxq.passes.solve.calibrate import Calibrate
+from onnxq.passes.solve.codebook import Codebook
 from onnxq.passes.solve.coordinate_descent import CoordinateDescent
 from onnxq.passes.solve.fold_fake_quant import FoldFakeQuant
 from onnxq.passes.solve.low_rank import LowRank
@@ -31,9 +33,11 @@ __all__ = [
     "Assign",
     "BiasCorrect",
     "Calibrate",
+    "Codebook",
     "CoordinateDescent",
     "Dynamic",
     "Equalize",
+    "Expand",
     "FoldBatchNorm",
     "FoldFakeQuant",
     "InsertQDQ",

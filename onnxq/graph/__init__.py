@@ -55,6 +55,7 @@ from onnxq.graph.weights import (
     clip_bounds,
     input_channel_axis,
     is_depthwise,
+    products_of_batch,
     weight_view,
     weight_views,
 )
@@ -91,6 +92,7 @@ __all__ = [
     "name_tensors",
     "owns",
     "producer",
+    "products_of_batch",
     "raise_opset",
     "renamed",
     "replace_input",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -160,6 +161,24 @@ def _is_weight(view: WeightView) -> bool:
     if node.op == "Gemm":
         return view.rank == 2
     return view.rank >= 2 and (node.op != "Gather" or node.attrs.get("axis", 0) == 0)
+
+
+def products_of_batch(node: Node, x: Sequence[int | str | None] | None) -> str:
+    """How a MatMul with several matrices in its weight (…, in, out) is products with one each.
+
+    `x` is the shape of its input. "all" of the input with each matrix, "slices" of it, one for
+    each, or "" where it is neither, or not known to be.
+    """
+    weight = tuple(node.inputs[1].shape)
+    if x is None or len(x) < 2:
+        return ""
+    if math.prod(weight[:-2]) == 1:
+        return "all"
+    if len(weight) != 3 or len(x) > 3:
+        return ""
+    if len(x) == 2 or x[0] == 1:
+        return "all"
+    return "slices" if x[0] == weight[0] else ""
 
 
 def is_depthwise(node: Node) -> bool:

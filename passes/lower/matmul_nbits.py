@@ -16,7 +16,7 @@ scales, and be wrong. `g_idx` is wrong with packed zero points and at 2 bits: it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -62,7 +62,10 @@ def lower_weights(body: Graph, node: Node, plan: NodePlan, ctx: Context, maker: 
     if not q.qtype.blocked:
         return lower_stored(body, node, ctx.weights, maker)
     level = plan.rule.accuracy_level if plan.rule else 0
-    return lower_product(body, node, Operands.of(body, view, q, maker), level, maker)
+    if view.batched:
+        return _products(body, node, view, q, level, maker)
+    operands = Operands.of(body, view.tensor.name, q, view.tensor.dtype, maker)
+    return lower_product(body, node, operands, level, maker)
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,11 @@ class Operands:
     block: int
 
     @classmethod
-    def of(cls, body: Graph, view: g.WeightView, q: QTensor, maker: g.Maker) -> Operands:
-        name, block, bits = view.tensor.name, q.qtype.group or 0, q.qtype.bits
+    def of(
+        cls, body: Graph, name: str, q: QTensor, dtype: np.dtype[Any], maker: g.Maker
+    ) -> Operands:
+        """Of W (rows, columns) by the name of its tensor, for activations of a type."""
+        block, bits = q.qtype.group or 0, q.qtype.bits
         rows, columns = q.codes.shape
         blocks = -(-columns // block)
         whole = np.pad(q.codes.view(np.uint8), ((0, 0), (0, blocks * block - columns)))
@@ -85,7 +91,7 @@ class Operands:
         shape = np.array([rows, blocks, block * bits // 8], np.int64)
         codes = maker.emit(body, "Reshape", [stored, maker.shared(f"{name}_shape", shape)], name)
         codes.dtype = np.dtype(np.uint8)
-        tensors = [codes, *_grid(body, view, q, maker)]
+        tensors = [codes, *_grid(body, name, q, dtype, maker)]
         return cls(tensors, rows, columns, bits, block)
 
 
@@ -94,7 +100,7 @@ def _look_up(body: Graph, node: Node, q: QTensor, maker: g.Maker) -> int:
     assert view is not None
     name, ids = view.tensor.name, node.inputs[1]
     stored = maker.shared(f"{name}_quantized", packed(q.codes.view(np.uint8), q.qtype.bits))
-    scale, *zero = _grid(body, view, q, maker)
+    scale, *zero = _grid(body, name, q, view.tensor.dtype, maker)
     rows = maker.emit(
         body, "GatherBlockQuantized", [stored, ids, scale, *zero], node.name,
         bits=q.qtype.bits, block_size=q.qtype.group, gather_axis=0, quantize_axis=1,
@@ -104,10 +110,11 @@ def _look_up(body: Graph, node: Node, q: QTensor, maker: g.Maker) -> int:
     return 1
 
 
-def _grid(body: Graph, view: g.WeightView, q: QTensor, maker: g.Maker) -> list[gs.Tensor]:
+def _grid(
+    body: Graph, name: str, q: QTensor, dtype: np.dtype[Any], maker: g.Maker
+) -> list[gs.Tensor]:
     """Scales, in float16 where that is exact, and zero points that are not the middle."""
-    name = view.tensor.name
-    scales = scale_tensor(body, name, q.scale, np.dtype(view.tensor.dtype), maker)
+    scales = scale_tensor(body, name, q.scale, np.dtype(dtype), maker)
     if (q.zero.view(np.uint8) == q.qtype.middle).all():
         return [scales]
     zeros = packed(q.zero.view(np.uint8), q.qtype.bits)
@@ -133,41 +140,74 @@ def lower_product(
     """MatMulNBits in the place of a MatMul or Gemm."""
     x, bias, rest = node.inputs[0], None, None
     alpha, beta = (float(node.attrs.get(key, 1.0)) for key in ("alpha", "beta"))
-    dtype = g.dtype(x) or np.dtype(np.float32)
+
+    def times(tensor: gs.Tensor, factor: float) -> gs.Tensor:
+        if factor == 1:
+            return tensor
+        value = np.asarray(factor, g.dtype(node.inputs[1]))
+        return maker.emit(body, "Mul", [tensor, maker.shared(node.name, value)], node.name)
+
     if node.op == "Gemm":
         if node.attrs.get("transA", 0):
             x = maker.emit(body, "Transpose", [x], node.name, perm=[1, 0])
         if len(node.inputs) > 2 and node.inputs[2].name and beta:
             rest = node.inputs[2]
-            if alpha == 1 and g.is_constant(rest) and tuple(rest.shape) == (operands.rows,):
-                values = (beta * g.values(rest)).astype(rest.dtype)
-                bias, rest = maker.constant(f"{node.name}_bias", values), None
+            if alpha == beta == 1 and g.is_constant(rest) and rest.shape == (operands.rows,):
+                bias, rest = rest, None
+    y = times(multiply(body, x, operands, accuracy_level, node.name, maker, bias), alpha)
+    if rest is not None:
+        y = maker.emit(body, "Add", [y, times(rest, beta)], node.name)
+    g.replace_node(body, node, y)
+    return 1
+
+
+def multiply(
+    body: Graph,
+    x: gs.Tensor,
+    operands: Operands,
+    accuracy_level: int,
+    name: str,
+    maker: g.Maker,
+    bias: gs.Tensor | None = None,
+) -> gs.Variable:
+    """x (…, columns) · Wᵀ + bias, (…, rows)."""
     inputs = [x, *operands.tensors]
     if bias is not None:
-        inputs += [gs.Variable.empty() for _ in range(5 - len(inputs))]
-        inputs.append(bias)
+        inputs += [*(gs.Variable.empty() for _ in range(5 - len(inputs))), bias]
     y = maker.emit(
-        body, "MatMulNBits", inputs, node.name, K=operands.columns, N=operands.rows,
+        body, "MatMulNBits", inputs, name, K=operands.columns, N=operands.rows,
         bits=operands.bits, block_size=operands.block, accuracy_level=accuracy_level,
     )  # fmt: skip
     y.inputs[0].domain = CONTRIB
-    if alpha != 1:
-        y = maker.emit(
-            body,
-            "Mul",
-            [y, maker.constant(f"{node.name}_alpha", np.asarray(alpha, dtype))],
-            node.name,
-        )
-    if rest is not None:
-        if beta != 1:
-            rest = maker.emit(
-                body,
-                "Mul",
-                [rest, maker.constant(f"{node.name}_beta", np.asarray(beta, dtype))],
-                node.name,
-            )
-        y = maker.emit(body, "Add", [y, rest], node.name)
-    g.replace_node(body, node, y)
+    return y
+
+
+def _products(
+    body: Graph, node: Node, view: g.WeightView, q: QTensor, accuracy_level: int, maker: g.Maker
+) -> int:
+    """A product for each matrix of a batched weight, joined along a first axis."""
+    x, name, out = node.inputs[0], view.tensor.name, view.rows // view.batches
+    rank = len(x.shape)
+    slices = [x] * view.batches
+    if g.products_of_batch(node, x.shape) == "slices":
+        sizes = maker.shared(f"{node.name}_sizes", np.ones(view.batches, np.int64))
+        split = maker.emit(body, "Split", [x, sizes], node.name, axis=0).inputs[0]
+        split.outputs += [gs.Variable(maker.name(f"{node.name}_part")) for _ in slices[1:]]
+        slices = list(split.outputs)
+    found = []
+    for number, part in enumerate(slices):
+        rows = slice(number * out, (number + 1) * out)
+        matrix = replace(q, codes=q.codes[rows], scale=q.scale[rows], zero=q.zero[rows])
+        operands = Operands.of(body, f"{name}_{number}", matrix, view.tensor.dtype, maker)
+        found.append(multiply(body, part, operands, accuracy_level, node.name, maker))
+    missing = np.arange(max(0, view.rank - rank))
+    if missing.size:
+        axes = maker.shared(f"{node.name}_axes", missing)
+        found = [maker.emit(body, "Unsqueeze", [y, axes], node.name) for y in found]
+    joined = found[0]
+    if len(found) > 1:
+        joined = maker.emit(body, "Concat", list(found), node.name, axis=0)
+    g.replace_node(body, node, joined)
     return 1
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import onnx_graphsurgeon as gs
 from onnxq.passes.solve.selectors import Selector
 
 from onnxq import graph as g
@@ -116,6 +117,7 @@ class Planner:
         self.graph, self.ctx, self.wishes = graph, ctx, wishes
         self.form, self.scheme = wishes.form, wishes.scheme
         self.own = {id(node) for node in graph.nodes}
+        self._shapes: dict[str, tuple[int | str | None, ...]] = {}
         self.coded: dict[str, QType] = {}  # tensors that are handed on as codes
         self.wanted = self._find_wanted()
 
@@ -218,16 +220,18 @@ class Planner:
     def _of_target(self, node: Node) -> OpRule | None:
         """The target's rule for the format that is wished for, in the recipe's scheme."""
         format = self.wishes.format(node)
-        if self.form == "weights" and node.op == "Gather" and node.name not in self.wishes.formats:
-            few = g.weight_view(node) is not None and node.inputs[0].shape[0] < SMALL_TABLE
-            format = replace(format, weight_bits=8) if few and format.weight_bits else format
+        if self.form == "weights" and format.weight_bits and self._wants_bytes(node, format):
+            format = replace(format, weight_bits=8)
         if self.form == "weights" and format.block is None:
             format = replace(format, block=self.wishes.default.block or BLOCK)
         rule = self.ctx.target.rule(node, self.form, format)
+        view = g.weight_view(node)
+        if rule is not None and rule.blocks and view and view.batched:
+            rule = rule if g.products_of_batch(node, self._shape(node.inputs[0])) else None
         if rule is None and (format.block or (format.weight_bits or 8) < 8):
             format = replace(format, weight_bits=8, block=None)
             rule = self.ctx.target.rule(node, self.form, format)
-        if rule is not None and rule.blocks and rule.weight and (view := g.weight_view(node)):
+        if rule is not None and rule.blocks and rule.weight and view:
             columns = math.prod(view.tensor.shape) // view.rows
             block = fitting_block(columns, format.block or BLOCK, rule)
             rule = replace(rule, weight=replace(rule.weight, group=block))
@@ -237,6 +241,23 @@ class Planner:
             if self.scheme.symmetric or self.scheme.power_of_two:  # and as they come
                 rule = rule.only(Format(rule.weight.bits))
         return None if rule is None else self.scheme.of(rule)
+
+    def _wants_bytes(self, node: Node, format: Format) -> bool:
+        """Whether a table gets 8 bits whatever the recipe says: a small one, or one of which the
+        rows end within a byte, which the kernel would not see.
+        """
+        if node.op != "Gather" or g.weight_view(node) is None:
+            return False
+        rows, columns = node.inputs[0].shape[0], math.prod(node.inputs[0].shape[1:])
+        chosen = node.name in self.wishes.formats
+        return bool((rows < SMALL_TABLE and not chosen) or columns * (format.weight_bits or 8) % 8)
+
+    def _shape(self, tensor: gs.Tensor) -> tuple[int | str | None, ...] | None:
+        """The shape of a tensor as declared, or else as it follows from what makes it."""
+        if tensor.shape is None:
+            self._shapes = self._shapes or g.shapes(self.graph)
+            tensor.shape = self._shapes.get(tensor.name)
+        return None if tensor.shape is None else tuple(tensor.shape)
 
     def _refusal(self, node: Node) -> str:
         if why := self.wishes.why_float(node):

@@ -70,6 +70,8 @@ class RoundToNearest(Pass):
             for view in g.weight_views(node):
                 if plan.weight is None or view.tensor.name in ctx.weights:
                     continue
+                if view.tensor.name in ctx.codebooks:
+                    continue
                 limit = plan.rule.pair_limit if plan.rule else None
                 key, moments = _moments_key(view), None
                 if key is not None and key in ctx.stats and ctx.stats[key].mean.size:
