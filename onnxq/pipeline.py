@@ -18,6 +18,7 @@ from onnxq import graph as g
 from onnxq.calibrate import observe
 from onnxq.codebook import CodebookTensor
 from onnxq.errors import OnnxqError
+from onnxq.lattice import LatticeTensor
 from onnxq.observe import Observer
 from onnxq.qtype import QParams, QTensor, QType
 from onnxq.report import PassRecord, Report
@@ -83,7 +84,8 @@ class Context:
     plan: Plan = field(default_factory=Plan)
     stats: dict[str, Any] = field(default_factory=dict)
     weights: Weights[QTensor] = field(default_factory=Weights)
-    codebooks: Weights[CodebookTensor] = field(default_factory=Weights)  # none is in `weights` too
+    # None of these is in `weights` too.
+    codebooks: Weights[CodebookTensor | LatticeTensor] = field(default_factory=Weights)
     activations: dict[str, QParams] = field(default_factory=dict)
     corrections: dict[str, Factors] = field(default_factory=dict)  # by the name of the weight
     # What batch normalisation said of a tensor before it was folded: (mean, deviation) by channel.

@@ -59,7 +59,11 @@ class WeightSolver(Pass):
         """Codes for one weight."""
 
     def apply(self, graph: Graph, ctx: Context) -> int:
-        todo = [job for job in jobs(graph, ctx) if (self.name, job.name) not in ctx.solved]
+        todo = [
+            job
+            for job in jobs(graph, ctx)
+            if (self.name, job.name) not in ctx.solved and job.name not in ctx.codebooks
+        ]
         done = 0
         for window in windows(todo, ctx.memory_budget):
             moments = observe_moments(window, graph, ctx)
@@ -123,8 +127,6 @@ def jobs(graph: Graph, ctx: Context) -> list[Job]:
         for view in g.weight_views(node):
             unfolding = g.unfolding(view)
             if plan.weight is None or unfolding is None or id(node) in unseen:
-                continue
-            if view.tensor.name in ctx.codebooks:
                 continue
             limit = plan.rule.pair_limit if plan.rule else None
             job = jobs.setdefault(view.tensor.name, Job(view, plan.weight, limit, []))

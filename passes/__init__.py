@@ -19,6 +19,7 @@ from onnxq.passes.solve.calibrate import Calibrate
 from onnxq.passes.solve.codebook import Codebook
 from onnxq.passes.solve.coordinate_descent import CoordinateDescent
 from onnxq.passes.solve.fold_fake_quant import FoldFakeQuant
+from onnxq.passes.solve.lattice import Lattice
 from onnxq.passes.solve.low_rank import LowRank
 from onnxq.passes.solve.quantize_bias import QuantizeBias
 from onnxq.passes.solve.reconstruct_layers import ReconstructLayers
@@ -41,6 +42,7 @@ __all__ = [
     "FoldBatchNorm",
     "FoldFakeQuant",
     "InsertQDQ",
+    "Lattice",
     "LowRank",
     "MatMulNBits",
     "Normalize",

@@ -44,19 +44,30 @@ class AddLowRank(Pass):
 
 def add(body: Graph, node: Node, weight: gs.Constant, factors: Factors, maker: g.Maker) -> None:
     """A(Bx) added to the output of a MatMul or Gemm."""
-    x, y, base = node.inputs[0], node.outputs[0], f"{node.name}_low_rank"
-    dtype = np.dtype(weight.dtype)
-    if node.attrs.get("transA", 0):
-        x = maker.emit(body, "Transpose", [x], base, perm=[1, 0])
+    dtype, matrices = np.dtype(weight.dtype), []
     for part, matrix in (("b", factors.b), ("a", factors.a)):
         name = f"{weight.name}_{part}"
         stored: gs.Tensor = maker.shared(name, np.ascontiguousarray(matrix.T))
         if dtype != np.float16:
             to = int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
             stored = maker.emit(body, "Cast", [stored], name, to=to)
-        x = maker.emit(body, "MatMul", [x, stored], base)
+        matrices.append(stored)
+    add_product(body, node, matrices, f"{node.name}_low_rank", maker)
+
+
+def add_product(
+    body: Graph, node: Node, matrices: list[gs.Tensor], base: str, maker: g.Maker
+) -> None:
+    """The input of a MatMul or Gemm times matrices, one after the other, added to its output."""
+    x, y = node.inputs[0], node.outputs[0]
+    if node.attrs.get("transA", 0):
+        x = maker.emit(body, "Transpose", [x], base, perm=[1, 0])
+    for matrix in matrices:
+        x = maker.emit(body, "MatMul", [x, matrix], base)
     if (alpha := float(node.attrs.get("alpha", 1.0))) != 1:
-        factor = maker.constant(f"{base}_alpha", np.asarray(alpha, dtype))
-        x = maker.emit(body, "Mul", [x, factor], base)
+        dtype = g.dtype(y) or np.dtype(np.float32)
+        x = maker.emit(
+            body, "Mul", [x, maker.constant(f"{base}_alpha", np.asarray(alpha, dtype))], base
+        )
     node.outputs[0] = gs.Variable(maker.name(f"{y.name}_rounded"), dtype=y.dtype, shape=y.shape)
     body.nodes.append(gs.Node("Add", maker.name(f"{base}_Add"), {}, [node.outputs[0], x], [y]))

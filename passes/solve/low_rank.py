@@ -26,9 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq import graph as g
+from onnxq.codebook import CodebookTensor
 from onnxq.errors import OnnxqError
 from onnxq.graph import Graph
+from onnxq.lattice import LatticeTensor
 from onnxq.pipeline import Context, Factors, Pass
+from onnxq.qtype import QTensor
 from onnxq.solver import Job, jobs, observe_moments, windows
 
 Array = NDArray[np.floating[Any]]
@@ -93,16 +96,23 @@ class LowRank(Pass):
         node = job.view.node
         product = node.op in ("MatMul", "Gemm") and not job.view.batched
         plain = product and not g.is_constant(node.inputs[0]) and ctx.plan[node.name].weights_alone
-        return plain and job.name in ctx.weights and (self.name, job.name) not in ctx.solved
+        return plain and _codes(job, ctx) is not None and (self.name, job.name) not in ctx.solved
 
     def _components(self, job: Job, ctx: Context, hessian: Array) -> Components:
         weight = job.view.matrix()
-        error = weight - ctx.weights[job.name].dequantize()
+        codes = _codes(job, ctx)
+        assert codes is not None
+        error = weight - codes.dequantize()
         most = int(FULL * self.bits * weight.size / (BITS * sum(weight.shape))) + 1
         parts = components(error, hessian, min(most, *weight.shape))
         output = float(np.sum((weight @ hessian) * weight))
         relative = parts.gain / output if output > 0 else np.zeros_like(parts.gain)
         return parts._replace(gain=relative)
+
+
+def _codes(job: Job, ctx: Context) -> QTensor | CodebookTensor | LatticeTensor | None:
+    """What the weight becomes, if that is settled."""
+    return ctx.codebooks.get(job.name) or ctx.weights.get(job.name)
 
 
 def components(error: Array, hessian: Array, rank: int) -> Components:
