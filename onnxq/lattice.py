@@ -64,7 +64,7 @@ class LatticeTensor:
     """A weight of which every eight neighbours along the input axis are a point; sibling of
     `QTensor`.
 
-    `codes` are uint16 (out, ⌈in / 8⌉), `scale` is float32 (out,), `columns` is the number of inputs.
+    `codes` are uint16 (out, ⌈in / 8⌉), `scale` is float32 (out,), `columns` the number of inputs.
     Kernels that compute with the codes take them in blocks of `group` weights.
     """
 

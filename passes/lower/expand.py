@@ -36,7 +36,7 @@ _INT32 = int(onnx.TensorProto.INT32)
 
 @dataclass(frozen=True)
 class Expand(Pass):
-    """Codebooks, lattice points and 3-bit codes, expanded when the model is loaded; all else is left."""
+    """Codebooks, lattice points and 3-bit codes, expanded at load; all else is left."""
 
     name: ClassVar[str] = "expand"
     lowers: ClassVar[bool] = True

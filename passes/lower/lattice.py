@@ -34,6 +34,7 @@ class LatticeWriter:
     def __init__(self, body: Graph, maker: g.Maker) -> None:
         self.body, self.maker = body, maker
         self._table: gs.Tensor | None = None
+        self._columns: dict[tuple[int, np.dtype[np.generic]], gs.Tensor] = {}
         self._known: dict[str, tuple[Operands, gs.Tensor]] = {}
 
     def lower(self, node: Node, view: g.WeightView, q: LatticeTensor, level: int) -> int:
@@ -42,15 +43,8 @@ class LatticeWriter:
         if name not in self._known:
             self._known[name] = self._operands(view, q)
         operands, row = self._known[name]
-        quarter = self._emit(
-            "Expand",
-            [
-                self.maker.constant("quarter", np.full((1, 1), 0.25, view.tensor.dtype)),
-                self.maker.shared("sum_shape", np.array([q.columns, 1], np.int64)),
-            ],
-            name,
-        )
-        add_product(self.body, node, [quarter, row], f"{node.name}_sum", self.maker)
+        quarters = self._quarters(q.columns, np.dtype(view.tensor.dtype))
+        add_product(self.body, node, [quarters, row], f"{node.name}_sum", self.maker)
         return lower_product(self.body, node, operands, level, self.maker)
 
     def _operands(self, view: g.WeightView, q: LatticeTensor) -> tuple[Operands, gs.Tensor]:
@@ -59,20 +53,27 @@ class LatticeWriter:
         blocks = -(-q.columns // q.group)
         index = self._emit("Cast", [self.maker.shared(f"{name}_points", q.codes)], name, to=INT32)
         codes = self._emit("Gather", [self._points(), index], name)
-        codes = self._reshaped(codes, (len(q.codes), SIZE // 2 * q.codes.shape[1]), name)
-        lacking = blocks * q.group // 2 - SIZE // 2 * q.codes.shape[1]
+        lacking = blocks * q.group // SIZE - q.codes.shape[1]
         if lacking:
-            ends = [0, 0, 0, lacking]
-            pads = self.maker.shared(f"{name}_pads", np.array(ends, np.int64))
+            ends = np.array([0, 0, 0, 0, lacking, 0], np.int64)
+            pads = self.maker.shared(f"{name}_pads", ends)
             codes = self._emit("Pad", [codes, pads], name)
         codes = self._reshaped(codes, (len(q.codes), blocks, q.group // 2), name)
         row = self._scale(q, dtype, name)
         column = self._reshaped(row, (len(q.codes), 1), name)
-        half = self.maker.constant("half", np.full((1, 1), 0.5, dtype))
+        half = self.maker.shared("half", np.full((1, 1), 0.5, dtype))
         shape = self.maker.shared("scales_shape", np.array([len(q.codes), blocks], np.int64))
         scales = self._emit("Expand", [self._emit("Mul", [column, half], name), shape], name)
         scales.dtype = dtype
         return Operands([codes, scales], len(q.codes), q.columns, 4, q.group), row
+
+    def _quarters(self, columns: int, dtype: np.dtype[np.generic]) -> gs.Tensor:
+        """¼ for each input, (columns, 1)."""
+        if (columns, dtype) not in self._columns:
+            one = self.maker.shared("quarter", np.full((1, 1), 0.25, dtype))
+            shape = self.maker.shared("column_shape", np.array([columns, 1], np.int64))
+            self._columns[columns, dtype] = self._emit("Expand", [one, shape], "quarters")
+        return self._columns[columns, dtype]
 
     def _scale(self, q: LatticeTensor, dtype: np.dtype[np.generic], name: str) -> gs.Tensor:
         halves = q.scale.astype(np.float16)[None]

@@ -4,18 +4,18 @@ Tseng et al. 2024, "QuIP#", §4.1 (block LDLQ): columns go by eights, B = 1, 2, 
 
     H + λ mean(diag H) I = R Rᵀ,    R upper triangular,    d = w − ŵ,
 
-what a row's error costs is a sum over blocks, Σ_B |(d_B + f_B) R_BB|², f_B = Σ_{A<B} d_A R_AB R_BB⁻¹,
-and ŵ_B is the point nearest to w_B + f_B. After that sweeps visit each block again, given all
-others: the best real weights for it are ŵ_B + (dH)_B H_BB⁻¹, and it moves to the point nearest to
-them where that lessens dHdᵀ.
+what a row's error costs is a sum over blocks, Σ_B |(d_B + f_B) R_BB|² with
+f_B = Σ_{A<B} d_A R_AB R_BB⁻¹, and ŵ_B is the point nearest to w_B + f_B. After that sweeps visit
+each block again, given all others: the best real weights for it are ŵ_B + (dH)_B H_BB⁻¹, and it
+moves to the point nearest to them where that lessens dHdᵀ.
 
 The nearest point (§4.2): for each shift ±¼, signs are those of x. If their parity is wrong for a
 pattern, that of the smallest |x_i| is turned, which is best for all patterns of S that come with
 their permutations; for those that do not it is that of the smallest |x_i| s_i.
 
-A row has one scale, the best of a few around its root mean square, which the paper's rotations make
-right for all columns. There are none here: H already steers the errors, and rotations would cost
-each inference.
+A row has one scale, the best of a few around its root mean square. The paper rotates inputs and
+outputs first, so that it suits all columns; that would cost every inference, and took little more
+of the error where it was tried. Columns far larger than others do want help: `low-rank` after it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SHARES = (0.8, 0.9, 1.0)  # of that scale: H lets errors go where they cost litt
 
 @dataclass(frozen=True)
 class Lattice(Pass):
-    """Points of E8P for weights of MatMul and Gemm alone that the plan gives blocks.
+    """Points of E8P for weights of MatMul and Gemm that the plan gives blocks of 2 to 4 bits.
 
     `damping` is λ; `sweeps` visit each block again.
     """
@@ -95,12 +95,12 @@ class Lattice(Pass):
 
 
 def _takes(job: Job, ctx: Context) -> bool:
-    """Whether all that read the weight multiply with it, it is in blocks and has no codes yet."""
+    """Whether it is to have few bits and has none yet, and all that read it multiply with it."""
     readers = job.view.tensor.outputs
     products = all(node.op in ("MatMul", "Gemm") for node in readers)
     alone = all(node.name in ctx.plan and ctx.plan[node.name].weights_alone for node in readers)
-    free = job.qtype.blocked and not job.view.batched and job.name not in ctx.codebooks
-    return products and alone and free
+    fits = job.qtype.blocked and job.qtype.bits <= 4 and not job.view.batched
+    return products and alone and fits and job.name not in ctx.codebooks
 
 
 def half_scale(scale: Floats) -> NDArray[np.float32]:

@@ -19,13 +19,13 @@ from onnxq.pipeline import Context, Pass
 from onnxq.recipe import load_recipe
 
 SOLVERS = str(Path(__file__).parent / "solvers.toml")
-FEW_BITS = ("w4a8", "int4-rtn", "nf4", "int3")
+FEW_BITS = ("w4a8", "int4-rtn", "nf4", "int3", "int2")
 PRESETS = (
     "int8-static", "int8-dynamic", "int16x8", "int8-static-qoperator", *SCHEMES, *FEW_BITS,
     pytest.param(SOLVERS, id="solvers"),
 )  # fmt: skip
 LOWERING = ("insert-qdq", "dynamic", "qoperator", "matmul-nbits")
-CHANGE_THE_FUNCTION = ("assign", "bias-correct", "reconstruct-layers", "expand")
+CHANGE_THE_FUNCTION = ("assign", "bias-correct", "reconstruct-layers", "expand", "add-low-rank")
 LEAST_COSINE = 0.99
 LEAST_COSINE_OF_FEW_BITS = 0.8  # weights of 4 bits keep about 18 dB, and a layer adds to the next
 LEAST_SQNR = 25.0  # dB, between graph optimizations off and on
