@@ -18,6 +18,7 @@ import onnx
 
 from onnxq import graph as g
 from onnxq import verify
+from onnxq.checkpoint import Checkpoint
 from onnxq.choose import settle
 from onnxq.errors import OnnxqError
 from onnxq.group_losses import compare_groups
@@ -26,7 +27,7 @@ from onnxq.layers import count_macs, record_layers
 from onnxq.passes import Assign, FoldBatchNorm, FoldFakeQuant, Normalize, SpareSlow, Widen
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.fake_quant import is_trained
-from onnxq.pipeline import Pass, Pipeline, Progress, Result
+from onnxq.pipeline import MEMORY_BUDGET, Pass, Pipeline, Progress, Result
 from onnxq.proof import LAYER_SAMPLES, VERIFICATION_SAMPLES, prove, warn_of_results
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.report import LayerRecord, Report
@@ -79,6 +80,10 @@ def quantize(
     group_by: GroupBy | None = None,
     check: bool = True,
     latency_check: bool = True,
+    bits: int | None = None,
+    block_size: int | None = None,
+    memory_budget: int = MEMORY_BUDGET,
+    resume: bool = False,
     write: bool = True,
     custom_ops: Sequence[str | Path] = (),
     progress: Progress = lambda what, done, total: None,
@@ -94,7 +99,10 @@ def quantize(
     sub-folders of images; "module:function" or a function, called with each feed for its label; or
     a sequence of labels, one per sample. `output` defaults to `<model>.<preset>.onnx` beside the
     model. `check=False` leaves the verification out, and the report says so. `latency_check=False`
-    quantizes what is slower in integers on this machine too. `write=False` writes no file.
+    quantizes what is slower in integers on this machine too. `bits` and `block_size` change those
+    of a preset of weights alone. `memory_budget` is how many bytes the
+    statistics of layers may take at a time, `resume` takes over the layers that an interrupted run
+    of the same model, recipe and samples had solved. `write=False` writes no file.
     `custom_ops` are libraries of operators that the model uses beside the runtime's own.
 
     Raises OnnxqError, with nothing written, for bad input and for a result that does not hold.
@@ -103,6 +111,8 @@ def quantize(
         raise OnnxqError("settings change a preset or a recipe file; a Recipe is final")
     path = Path(model)
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe or preset), settings)
+    if bits is not None or block_size is not None:
+        chosen = chosen.in_blocks(bits, block_size)
     if not (check and latency_check):  # what is not run is not timed
         chosen = chosen.without(SpareSlow.name)
     device = target if isinstance(target, Target) else load_target(target)
@@ -146,14 +156,28 @@ def quantize(
         seen = calibration.samples(0, len(calibration)) if report.verification_unseen else 0
         grouped = groups.beyond(drawn, seen)
     _warn_of_saturation(device, report)
-    options = {"include": tuple(include), "exclude": tuple(exclude), "threads": threads}
+    options: dict[str, Any] = {
+        "include": tuple(include),
+        "exclude": tuple(exclude),
+        "threads": threads,
+        "memory_budget": memory_budget,
+    }
     if chosen.optional:
         assert calibration is not None
         chosen = settle(chosen, original, calibration, device, report, options, progress)
         report.recipe = chosen.text
-    result = chosen.pipeline.run(
-        original, calibration, device, report=report, unseen=unseen, progress=progress, **options
+    drawn_from = calibration.identity() if calibration else ""
+    run = (
+        report.environment["model_sha256"],
+        chosen.text,
+        drawn_from,
+        device.name,
+        seed,
+        memory_budget,
     )
+    checkpoint = Checkpoint.of(*run, resume=resume)
+    options |= {"unseen": unseen, "checkpoint": checkpoint, "progress": progress}
+    result = chosen.pipeline.run(original, calibration, device, report=report, **options)
     record_layers(result, report)
     if check:
         with scratch() as folder:
@@ -162,6 +186,7 @@ def quantize(
             assert unseen is not None
             prove(original, result, staged, unseen, report, threads, progress, grouped)
     _finish(result, place, report, write)
+    checkpoint.clear()
     return result
 
 

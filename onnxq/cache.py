@@ -89,9 +89,11 @@ def _passes() -> list[str]:
 def get(name: str) -> Any:
     """The value that was put under this key, or None."""
     place = folder()
-    if place is None:
-        return None
-    path = place / (name + _SUFFIX)
+    return None if place is None else read(place / (name + _SUFFIX))
+
+
+def read(path: Path) -> Any:
+    """The value that `write` wrote, or None."""
     try:
         with np.load(path, allow_pickle=False) as file:
             value = _decode(json.loads(str(file["tree"])), file)
@@ -108,22 +110,29 @@ def put(name: str, value: Any) -> None:
     Raises TypeError for anything else. A value that finds no place is not kept.
     """
     place = folder()
-    if place is None:
-        return
+    if place is not None:
+        with contextlib.suppress(OSError):
+            write(place / (name + _SUFFIX), value, LARGEST)
+
+
+def write(path: Path, value: Any, limit: int | None = None) -> None:
+    """Write a value to a file whole, or, beyond `limit` bytes, not at all.
+
+    Raises TypeError for what cannot be kept and OSError where there is no place.
+    """
     arrays: dict[str, NDArray[Any]] = {}
     tree = _encode(value, arrays)
-    if sum(array.nbytes for array in arrays.values()) > LARGEST:
+    if limit is not None and sum(array.nbytes for array in arrays.values()) > limit:
         return
-    with contextlib.suppress(OSError):
-        place.mkdir(parents=True, exist_ok=True)
-        descriptor, staged = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=place)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                np.savez(file, tree=json.dumps(tree), **arrays)  # type: ignore[arg-type]
-            os.replace(staged, place / (name + _SUFFIX))
-        except BaseException:
-            Path(staged).unlink(missing_ok=True)
-            raise
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, staged = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez(file, tree=json.dumps(tree), **arrays)  # type: ignore[arg-type]
+        os.replace(staged, path)
+    except BaseException:
+        Path(staged).unlink(missing_ok=True)
+        raise
 
 
 def prune() -> None:
@@ -133,7 +142,7 @@ def prune() -> None:
         return
     with contextlib.suppress(OSError):
         found = [
-            (path.stat(), path) for path in place.iterdir() if path.suffix in (_SUFFIX, ".tmp")
+            (path.stat(), path) for path in place.rglob("*") if path.suffix in (_SUFFIX, ".tmp")
         ]
         excess = sum(status.st_size for status, _ in found) - LIMIT
         for status, path in sorted(found, key=lambda pair: pair[0].st_mtime):

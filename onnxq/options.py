@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -161,6 +162,42 @@ Settings = Annotated[
         "PASS` lists the fields.",
     ),
 ]
+Bits = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        rich_help_panel=CHOICE,
+        show_default="the preset's",
+        help="Bits of a weight, for presets of weights alone: 2, 3, 4 or 8.",
+    ),
+]
+BlockSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        rich_help_panel=CHOICE,
+        show_default="the preset's",
+        help="Neighbouring weights that share a scale, for the same presets: 16 to 256. Fewer are "
+        "more accurate and take more bytes.",
+    ),
+]
+MemoryBudget = Annotated[
+    str,
+    typer.Option(
+        metavar="SIZE",
+        rich_help_panel=RUN,
+        help="Memory for the statistics of layers, beside the float model: 512MB, 2GB. More are "
+        "solved at a time.",
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        rich_help_panel=RUN,
+        help="Go on after the last layer that an interrupted run of the same command had solved.",
+    ),
+]
 Include = Annotated[
     list[str] | None,
     typer.Option(
@@ -273,6 +310,18 @@ def state_pairs(states: list[str] | None) -> dict[str, str]:
             raise OnnxqError(f"--state {text}: {output!r} is paired already; give it once")
         pairs[output] = name
     return pairs
+
+
+def bytes_of(option: str, text: str) -> int:
+    """A size such as 512MB or 2GB, in bytes."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([kMG]?)i?B\s*", text)
+    try:
+        number = float(match[1]) if match else 0.0
+    except ValueError:
+        number = 0.0
+    if match is None or not 0 < number < 1e9:
+        raise OnnxqError(f"{option} {text}: give a size as 512MB or 2GB")
+    return int(number * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]])
 
 
 def check_file(path: Path | None, *models: Path | None) -> None:

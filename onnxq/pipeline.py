@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnxq import graph as g
 from onnxq.calibrate import observe
+from onnxq.checkpoint import NOTHING_KEPT, Checkpoint
 from onnxq.codebook import CodebookTensor
 from onnxq.errors import OnnxqError
 from onnxq.lattice import LatticeTensor
@@ -25,6 +26,8 @@ from onnxq.report import PassRecord, Report
 from onnxq.samples import Samples
 from onnxq.spool import Weights
 from onnxq.target import OpRule, Target
+
+MEMORY_BUDGET = 1 << 30
 
 Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
 
@@ -88,6 +91,7 @@ class Context:
     codebooks: Weights[CodebookTensor | LatticeTensor] = field(default_factory=Weights)
     activations: dict[str, QParams] = field(default_factory=dict)
     corrections: dict[str, Factors] = field(default_factory=dict)  # by the name of the weight
+    tied: set[str] = field(default_factory=set)  # weights that are stored as one: rounded alike
     # What batch normalisation said of a tensor before it was folded: (mean, deviation) by channel.
     batch_statistics: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     # The model before a pass that plans and lowers at once; stands for `prepared`.
@@ -98,8 +102,9 @@ class Context:
     exclude: tuple[str, ...] = ()
     threads: int | None = None
     progress: Progress = lambda what, done, total: None
-    memory_budget: int = 1 << 30  # bytes that statistics of one run over the samples may take
+    memory_budget: int = MEMORY_BUDGET  # bytes that statistics of one run over the samples may take
     solved: set[tuple[str, str]] = field(default_factory=set)  # (pass, weight or layer): final
+    checkpoint: Checkpoint = NOTHING_KEPT  # of weights that an interrupted run solved
     lowering: tuple[Pass, ...] = ()  # the passes of this run that write the plan down
 
     def quantized(self, graph: g.Graph, *, qdq: bool = False) -> g.Graph:
@@ -116,6 +121,7 @@ class Context:
             codebooks=self.codebooks.copy(),
             activations=dict(self.activations),
             solved=set(self.solved),
+            checkpoint=NOTHING_KEPT,
             progress=lambda what, done, total: None,
         )
         lowered = g.copy(graph)

@@ -10,7 +10,9 @@ from typing import Any
 
 from onnxq import toml
 from onnxq.errors import OnnxqError, suggest
+from onnxq.passes.solve.assign import Assign
 from onnxq.pipeline import Pass, Pipeline
+from onnxq.target import Format
 
 ENTRY_POINTS = "onnxq.passes"
 
@@ -34,6 +36,29 @@ class Recipe:
     def without(self, name: str) -> Recipe:
         """The same without the passes of this name."""
         return replace(self, passes=tuple(step for step in self.passes if step.name != name))
+
+    def in_blocks(self, bits: int | None, block_size: int | None) -> Recipe:
+        """The same with weights of other bits, or in other blocks, for recipes of weights alone."""
+        plans = [
+            step for step in self.passes if isinstance(step, Assign) and step.form == "weights"
+        ]
+        if not plans:
+            raise OnnxqError(
+                f"--bits and --block-size are for presets of weights alone, such as int4; "
+                f"{self.name!r} is not one"
+            )
+
+        def changed(step: Pass) -> Pass:
+            if step not in plans:
+                return step
+            assert isinstance(step, Assign)
+            now = Format.parse(step.format)
+            format = replace(
+                now, weight_bits=bits or now.weight_bits, block=block_size or now.block
+            )
+            return replace(step, format=str(format))
+
+        return replace(self, passes=tuple(map(changed, self.passes)))
 
     @property
     def text(self) -> str:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from joblib import Parallel, cpu_count, delayed
 from numpy.typing import NDArray
 
 from onnxq import cache
@@ -30,6 +31,7 @@ from onnxq.pipeline import Context, Pass
 from onnxq.qtype import Floats, QTensor, QType
 
 ROWS = 1 << 12  # inputs of a layer that H is made of, of all samples together, and at least
+WORTH_PROCESSES = 10**11  # multiply-adds; starting processes takes as long as some 10¹⁰
 ROWS_PER_COLUMN = 16  # as many times the size of one: what H cannot do with fewer of, see `shrunk`
 
 
@@ -65,17 +67,42 @@ class WeightSolver(Pass):
             if (self.name, job.name) not in ctx.solved and job.name not in ctx.codebooks
         ]
         done = 0
-        for window in windows(todo, ctx.memory_budget):
-            moments = observe_moments(window, graph, ctx)
+        for window in windows(todo, ctx.memory_budget // 2):  # half of it is for solving
+            left = []
             for job in window:
+                ctx.solved.add((self.name, job.name))
+                kept = ctx.checkpoint.get(self.name, job.name)
+                if kept is None:
+                    left.append(job)
+                else:
+                    ctx.weights[job.name] = kept
+            done += len(window) - len(left)
+            if not left:
+                continue
+            # Of the whole window: which tensors a run gives out may move them by a rounding.
+            moments = observe_moments(window, graph, ctx)
+            left = [job for job in left if moments[job.name].rows]  # a branch may never have run
+            layers = (job.layer(moments.pop(job.name), ctx.weights.get(job.name)) for job in left)
+            for job, q in zip(left, self._solve_all(left, layers, ctx), strict=True):
                 ctx.progress(self.name, done, len(todo))
                 done += 1
-                ctx.solved.add((self.name, job.name))
-                seen = moments.pop(job.name)
-                if seen.rows:  # a branch may never have run
-                    layer = job.layer(seen, ctx.weights.get(job.name))
-                    ctx.weights[job.name] = self._solved_once(layer)
+                ctx.weights[job.name] = q
+                ctx.checkpoint.put(self.name, job.name, q)
         return done
+
+    def _solve_all(
+        self, jobs: Sequence[Job], layers: Iterable[Layer], ctx: Context
+    ) -> Iterator[QTensor]:
+        """Layers in turn; large ones side by side, a process each, with one thread for BLAS."""
+        widest = max(job.bytes for job in jobs) if jobs else 1
+        processes = min(len(jobs), ctx.threads or cpu_count(), ctx.memory_budget // 2 // widest)
+        if processes < 2 or sum(job.work for job in jobs) < WORTH_PROCESSES:
+            yield from map(self._solved_once, layers)
+            return
+        run = Parallel(
+            n_jobs=processes, return_as="generator", pre_dispatch=processes, mmap_mode="c"
+        )
+        yield from run(delayed(self._solved_once)(layer) for layer in layers)
 
     def _solved_once(self, layer: Layer) -> QTensor:
         """Recipes that are tried with one pass more or less solve the same layers again."""
@@ -111,6 +138,11 @@ class Job:
         return math.prod(self.view.tensor.shape)
 
     @property
+    def work(self) -> int:
+        """Multiply-adds of a product of the weight with H."""
+        return self.view.rows * self.columns**2
+
+    @property
     def bytes(self) -> int:
         """Of H, of the product that is added to it, and of H shrunk."""
         return 3 * 4 * self.inputs[0][1].groups * self.columns**2
@@ -128,6 +160,8 @@ def jobs(graph: Graph, ctx: Context) -> list[Job]:
             unfolding = g.unfolding(view)
             if plan.weight is None or unfolding is None or id(node) in unseen:
                 continue
+            if view.tensor.name in ctx.tied:
+                continue
             limit = plan.rule.pair_limit if plan.rule else None
             job = jobs.setdefault(view.tensor.name, Job(view, plan.weight, limit, []))
             job.inputs.append((node.inputs[0].name, unfolding))
@@ -135,13 +169,19 @@ def jobs(graph: Graph, ctx: Context) -> list[Job]:
 
 
 def windows(jobs: Iterable[Job], budget: int) -> Iterator[list[Job]]:
-    """Jobs in turn whose statistics fit the budget together; one alone may exceed it."""
+    """Jobs in turn whose statistics fit the budget together; one alone may exceed it.
+
+    Weights that read one tensor share what is known of it.
+    """
     window: list[Job] = []
+    sources: dict[tuple[str, g.Unfolding], int] = {}
     for job in jobs:
-        if window and sum(other.bytes for other in window) + job.bytes > budget:
+        own = dict.fromkeys(job.inputs, job.bytes)
+        if window and sum((sources | own).values()) > budget:
             yield window
-            window = []
+            window, sources = [], {}
         window.append(job)
+        sources |= own
     if window:
         yield window
 

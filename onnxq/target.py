@@ -21,6 +21,7 @@ Form = Literal["static", "dynamic", "weights"]
 
 _FORMAT = re.compile(r"(?:w(\d+)(?::(\d+))?)?(?:a(\d+))?")
 _SINCE = {2: 25, 4: 21, 16: 21}  # bits → the opset whose DequantizeLinear takes them
+_BLOCKS = 21  # the same of blocks
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Format:
     def opset(self) -> int:
         """The least that can say it. Activations below 8 bits are 8-bit codes that use few."""
         weight, activation = self.weight_bits or 8, max(self.activation_bits or 8, 8)
-        return max(_SINCE.get(weight, 1), _SINCE.get(activation, 1))
+        return max(_SINCE.get(weight, 1), _SINCE.get(activation, 1), _BLOCKS if self.block else 1)
 
     @property
     def opset_of_bytes(self) -> int:

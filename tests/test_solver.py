@@ -4,7 +4,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from graphs import Feeds, context, feeds_of, model, normal, samples_of
+from onnxq.passes import CoordinateDescent, RoundToNearest
 
+from onnxq import cache, solver
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
 from onnxq.pipeline import Context, NodePlan, Plan
@@ -65,6 +67,19 @@ def test_what_is_solved_stays_solved() -> None:
     Recorded().apply(graph, ctx)
     assert Recorded().apply(graph, ctx) == 0
     assert len(Recorded.seen) == 3
+
+
+def test_processes_side_by_side_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for worth in (solver.WORTH_PROCESSES, 0):
+        monkeypatch.setattr(solver, "WORTH_PROCESSES", worth)
+        graph, ctx = planned()
+        ctx.threads = 2
+        RoundToNearest().apply(graph, ctx)
+        with cache.disabled():
+            assert CoordinateDescent().apply(graph, ctx) == 3
+        found.append({name: ctx.weights[name].codes.tobytes() for name in "wvu"})
+    assert found[0] == found[1]
 
 
 def test_a_solver_gets_the_codes_so_far() -> None:

@@ -7,7 +7,11 @@ from typing import ClassVar
 
 from onnxq.passes.prepare.normalize import Normalize
 from onnxq.passes.solve.fake_quant import refuse_quantized
-from onnxq.passes.solve.fork import fork_mixed_activations, fork_shared_weights
+from onnxq.passes.solve.fork import (
+    find_tied_weights,
+    fork_mixed_activations,
+    fork_shared_weights,
+)
 from onnxq.passes.solve.planner import FLOAT, HEAVY, MOVERS, Planner, Scheme, Wishes
 from onnxq.passes.solve.selectors import Selector, formats_by_node, split
 
@@ -84,6 +88,7 @@ class Assign(Pass):
             )
         fork_shared_weights(graph, ctx)
         fork_mixed_activations(graph, ctx)
+        ctx.tied = find_tied_weights(graph, ctx)
         return done
 
     def _wishes(self, graph: Graph, ctx: Context) -> Wishes:
@@ -92,9 +97,8 @@ class Assign(Pass):
         formats = {default} | {split(layer)[1] for layer in self.layers}
         for format in sorted(formats - {FLOAT}, key=str):
             _check_format(format, self.form, ctx.target)
-        least = max(
-            format.opset_of_bytes if self.form == "weights" else format.opset for format in formats
-        )
+        standard = self.form != "weights" or any(s.name == "insert-qdq" for s in ctx.lowering)
+        least = max(f.opset if standard else f.opset_of_bytes for f in formats)
         if graph.opset < least:
             Normalize(least).apply(graph, ctx)
         return Wishes(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq import graph as g
@@ -52,3 +55,28 @@ def fork_mixed_activations(graph: Graph, ctx: Context) -> None:
                     copies[key].dtype = tensor.dtype
                 node.inputs[slot] = copies[key]
     g.sort(graph)
+
+
+def find_tied_weights(graph: Graph, ctx: Context) -> set[str]:
+    """Tables and output layers that hold one matrix, by the names of their initializers.
+
+    Rounded alike they are stored once, which is worth more than codes that suit the output layer.
+    """
+    planned = [
+        (view, plan.weight)
+        for node, plan in ctx.plan.quantized(g.walk(graph))
+        for view in g.weight_views(node)
+        if plan.weight is not None and plan.weight.blocked
+    ]
+    tables = [(view, qtype) for view, qtype in planned if view.node.op == "Gather"]
+    tied: set[str] = set()
+    for table, qtype in tables:
+        for view, other in planned:
+            size = (view.rows, math.prod(view.tensor.shape))
+            if view.node.op == "Gather" or other != qtype:
+                continue
+            if size == (table.rows, math.prod(table.tensor.shape)) and np.array_equal(
+                view.matrix(), table.matrix()
+            ):
+                tied |= {table.tensor.name, view.tensor.name}
+    return tied

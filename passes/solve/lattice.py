@@ -100,7 +100,8 @@ def _takes(job: Job, ctx: Context) -> bool:
     products = all(node.op in ("MatMul", "Gemm") for node in readers)
     alone = all(node.name in ctx.plan and ctx.plan[node.name].weights_alone for node in readers)
     fits = job.qtype.blocked and job.qtype.bits <= 4 and not job.view.batched
-    return products and alone and fits and job.name not in ctx.codebooks
+    settled = job.name in ctx.codebooks or job.name in ctx.tied
+    return products and alone and fits and not settled
 
 
 def half_scale(scale: Floats) -> NDArray[np.float32]:
