@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +57,7 @@ def signs() -> NDArray[np.int8]:
 def points() -> NDArray[np.float32]:
     """E8P in the order of its codes, (65536, 8): pattern · 256 + signs · 2 + (1 for -¼)."""
     signed = patterns()[:, None] * signs()[odd().astype(int)]
-    return (signed[:, :, None] + np.float32([[0.25], [-0.25]])).reshape(-1, SIZE)
+    return (signed[:, :, None] + np.array([[0.25], [-0.25]], np.float32)).reshape(-1, SIZE)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class LatticeTensor:
     Kernels that compute with the codes take them in blocks of `group` weights.
     """
 
-    codes: NDArray[np.uint16]
+    codes: NDArray[Any]
     scale: Floats
     columns: int
     group: int
@@ -81,4 +82,4 @@ class LatticeTensor:
     def dequantize(self) -> NDArray[np.float32]:
         """Real values, (out, in) float32."""
         whole = points()[self.codes].reshape(len(self.codes), -1)
-        return whole[:, : self.columns] * self.scale[:, None]
+        return np.asarray(whole[:, : self.columns] * self.scale[:, None], np.float32)

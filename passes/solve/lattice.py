@@ -203,7 +203,7 @@ def _short_patterns() -> list[tuple[Array, Array]]:
 
 def _offset(pattern: Floats) -> Array:
     """−|s|²/2"""
-    return -np.sum(pattern**2, axis=1, dtype=np.float32) / 2
+    return np.asarray(-np.sum(pattern**2, axis=1) / 2, np.float32)
 
 
 def _try_long(size: Floats, parity: Array, best: Array, most: Array) -> None:
