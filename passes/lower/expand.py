@@ -21,11 +21,13 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnxq.passes.lower.lattice import LatticeWriter
 from onnxq.passes.lower.matmul_nbits import Operands, lower_product, packed, scale_tensor
 
 from onnxq import graph as g
 from onnxq.codebook import CodebookTensor, ScaleCodes, in_super_blocks
 from onnxq.graph import Graph
+from onnxq.lattice import LatticeTensor
 from onnxq.pipeline import Context, Pass
 from onnxq.qtype import QTensor
 
@@ -34,7 +36,7 @@ _INT32 = int(onnx.TensorProto.INT32)
 
 @dataclass(frozen=True)
 class Expand(Pass):
-    """Codebooks and 3-bit codes, expanded when the model is loaded; all else is left."""
+    """Codebooks, lattice points and 3-bit codes, expanded at load; all else is left."""
 
     name: ClassVar[str] = "expand"
     lowers: ClassVar[bool] = True
@@ -42,19 +44,22 @@ class Expand(Pass):
     def apply(self, graph: Graph, ctx: Context) -> int:
         maker, changes = g.Maker(graph), 0
         for body in g.subgraphs(graph):
-            writer = _Writer(body, maker)
+            writer, lattice = _Writer(body, maker), LatticeWriter(body, maker)
             known: dict[str, Operands] = {}
             for node, plan in ctx.plan.quantized(list(body.nodes)):
                 view = g.weight_view(node)
                 if view is None or not plan.weights_alone:
                     continue
-                name = view.tensor.name
+                name, level = view.tensor.name, plan.rule.accuracy_level if plan.rule else 0
+                found = ctx.codebooks.get(name)
+                if isinstance(found, LatticeTensor):
+                    changes += lattice.lower(node, view, found, level)
+                    continue
                 if name not in known:
                     operands = writer.operands(view, ctx)
                     if operands is None:
                         continue
                     known[name] = operands
-                level = plan.rule.accuracy_level if plan.rule else 0
                 changes += lower_product(body, node, known[name], level, maker)
         g.tidy(graph)
         return changes
@@ -71,8 +76,9 @@ class _Writer:
         """Of a weight that has a codebook or codes of 3 bits; None for any other."""
         if view.node.op not in ("MatMul", "Gemm"):
             return None
-        if view.tensor.name in ctx.codebooks:
-            return self._codebook(view, ctx.codebooks[view.tensor.name])
+        table = ctx.codebooks.get(view.tensor.name)
+        if isinstance(table, CodebookTensor):
+            return self._codebook(view, table)
         q = ctx.weights.get(view.tensor.name)
         if q is not None and q.qtype.blocked and q.qtype.bits == 3:
             return self._three_bits(view, q)
