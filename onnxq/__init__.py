@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxq.api import bench, inspect, quantize, validate
+    from onnxq.codebook import CodebookTensor
     from onnxq.errors import OnnxqError
     from onnxq.folder import quantize_folder
     from onnxq.pipeline import Context, Pass, Pipeline, Result
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "api": ("bench", "inspect", "quantize", "validate"),
+    "codebook": ("CodebookTensor",),
     "errors": ("OnnxqError",),
     "folder": ("quantize_folder",),
     "pipeline": ("Context", "Pass", "Pipeline", "Result"),
@@ -32,6 +34,7 @@ _HOMES = {
 _HOME = {name: f"onnxq.{home}" for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "CodebookTensor",
     "Context",
     "OnnxqError",
     "Pass",

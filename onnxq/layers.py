@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from onnxq import graph as g
 from onnxq import verify
 from onnxq.passes.solve.assign import HEAVY
@@ -25,6 +27,10 @@ def record_layers(result: Result, report: Report) -> None:
         if g.is_float(t) and len(t.shape) >= 1
     )
     counted: set[str] = set()
+    halves = {
+        node.name for node in g.walk(result.graph)
+        if any(g.dtype(t) == np.float16 for t in node.outputs)
+    }  # fmt: skip
     for node in g.walk(result.prepared):
         record = left.get(node.name)
         plan = context.plan.get(node.name)
@@ -34,10 +40,15 @@ def record_layers(result: Result, report: Report) -> None:
             continue
         form, reason = "float", record.reason if record else REFUSED
         if plan is not None and plan.quantized:
-            formats = [f"w {plan.weight}"] if plan.weight else []
+            view = g.weight_view(node)
+            table = context.codebooks.get(view.tensor.name) if view else None
+            weight = table.format if table else plan.weight
+            formats = [f"w {weight}"] if weight else []
             formats += [f"a {plan.activation}"] if plan.activation else []
             form = ", ".join(formats)
             reason = record.reason if record else ""
+        elif record is None and node.name in halves:
+            form, reason = "float16", ""
         report.layers.append(
             LayerRecord(
                 name=node.name,

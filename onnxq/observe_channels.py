@@ -133,19 +133,19 @@ class SecondMoments(NamedTuple):
     mean: NDArray[np.floating[Any]]
     rows: int
 
-    def shrunk(self) -> NDArray[np.floating[Any]]:
+    def shrunk(self, alike: int = 1) -> NDArray[np.floating[Any]]:
         """H with the covariances that so few rows cannot tell from chance taken back.
 
-        C = H − μμᵀ is shrunk toward its diagonal by in / (in + rows / 3), which is little where
-        rows abound, and leaves of H what inputs that vary by themselves would have where there are
-        few. Rows count for a third: those of one sample are alike (measured on unseen samples).
+        C = H − μμᵀ is shrunk toward its diagonal by in / (in + rows / alike), which is little
+        where rows abound, and leaves of H what inputs that vary by themselves would have where
+        there are few. So many rows are taken to say as much as one.
         """
         outer = self.mean[:, :, None] * self.mean[:, None, :]
         size = self.mean.shape[1]
         spread = self.product - outer
         diagonal = np.arange(size)
         variance = np.maximum(spread[:, diagonal, diagonal], 0)
-        spread *= np.float32(self.rows / (self.rows + 3 * size))
+        spread *= np.float32(self.rows / (self.rows + alike * size))
         spread[:, diagonal, diagonal] = variance
         spread += outer
         return spread

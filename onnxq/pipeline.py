@@ -15,9 +15,10 @@ import onnx
 from onnxq import graph as g
 from onnxq.calibrate import observe
 from onnxq.checkpoint import NOTHING_KEPT, Checkpoint
+from onnxq.codebook import CodebookTensor
 from onnxq.errors import OnnxqError
 from onnxq.observe import Observer
-from onnxq.qtype import QParams, QType
+from onnxq.qtype import QParams, QTensor, QType
 from onnxq.report import PassRecord, Report
 from onnxq.samples import Samples
 from onnxq.spool import Weights
@@ -75,7 +76,8 @@ class Context:
     unseen: Samples | None = None  # which nothing is calibrated on: to measure with
     plan: Plan = field(default_factory=Plan)
     stats: dict[str, Any] = field(default_factory=dict)
-    weights: Weights = field(default_factory=Weights)
+    weights: Weights[QTensor] = field(default_factory=Weights)
+    codebooks: Weights[CodebookTensor] = field(default_factory=Weights)  # none is in `weights` too
     activations: dict[str, QParams] = field(default_factory=dict)
     tied: set[str] = field(default_factory=set)  # weights that are stored as one: rounded alike
     # What batch normalisation said of a tensor before it was folded: (mean, deviation) by channel.
@@ -104,6 +106,7 @@ class Context:
             report=Report(),
             plan=Plan(self.plan),
             weights=self.weights.copy(),
+            codebooks=self.codebooks.copy(),
             activations=dict(self.activations),
             solved=set(self.solved),
             checkpoint=NOTHING_KEPT,
@@ -122,12 +125,15 @@ class Pass(ABC):
 
     `analysis` passes neither rewrite the graph nor need each other's results: neighbours of that
     kind share one run over the samples. A pass that `needs_samples` cannot do without; others may
-    do better with them. A pass that `lowers` needs the plan, codes and ranges alone.
+    do better with them. A pass that `prepares` keeps the function even where it follows the plan:
+    what it leaves is what results are compared with. A pass that `lowers` needs the plan, codes and
+    ranges alone.
     """
 
     name: ClassVar[str]
     analysis: ClassVar[bool] = False
     needs_samples: ClassVar[bool] = False
+    prepares: ClassVar[bool] = False
     lowers: ClassVar[bool] = False
 
     def observe(self, graph: g.Graph, ctx: Context) -> Mapping[str, Observer]:
@@ -150,7 +156,7 @@ class Pass(ABC):
 class Result:
     """What a run gives: the graph, the report of how it came about, and what the passes shared.
 
-    `prepared` is the graph as the plan was made for it: float still, names as in the report.
+    `prepared` is the graph that the plan is for: float still, names as in the report.
     """
 
     graph: g.Graph
@@ -196,8 +202,10 @@ class Pipeline:
             started = time.perf_counter()
             ctx.progress(step.name, number, len(self.passes))
             self._measure(number, graph, ctx)
+            if prepared is None and step.lowers:
+                prepared = g.copy(graph)  # of a recipe that makes no plan
             changes = step.apply(graph, ctx)
-            if prepared is None and ctx.plan:
+            if ctx.plan and (prepared is None or step.prepares):
                 prepared = ctx.float_form or g.copy(graph)
             if not step.analysis:
                 _check(graph, step, self.names[:number])

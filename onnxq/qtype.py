@@ -55,7 +55,7 @@ class QType:
         Raises ValueError for anything else.
         """
         match = _SPEC.fullmatch(text)
-        if not match or int(match["bits"]) not in (2, 4, 8, 16, 32):
+        if not match or int(match["bits"]) not in (2, 3, 4, 8, 16, 32):
             raise ValueError(
                 f"{text!r} is no number format; write for example s8, u8a, s8:channel or u4a:32"
             )
@@ -109,7 +109,14 @@ class QType:
         small = {2: (ml_dtypes.uint2, ml_dtypes.int2), 4: (ml_dtypes.uint4, ml_dtypes.int4)}
         if self.bits in small:
             return np.dtype(small[self.bits][self.signed])
+        if self.bits == 3:  # of which there is no packed type
+            return np.dtype(np.int8 if self.signed else np.uint8)
         return np.dtype(f"{'i' if self.signed else 'u'}{self.bits // 8}")
+
+    @property
+    def byte(self) -> np.dtype[Any]:
+        """The type of NumPy's own that holds a code: arithmetic on `dtype` below it is slow."""
+        return np.dtype(f"{'i' if self.signed else 'u'}{max(8, self.bits) // 8}")
 
 
 @dataclass(frozen=True)
@@ -206,7 +213,14 @@ def next_power_of_two(x: ArrayLike) -> Floats:
 def quantize(x: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], qtype: QType) -> Codes:
     """Round half to even, shift, clip: what ONNX QuantizeLinear does. Shapes broadcast."""
     codes = np.rint(x / scale) + zero.astype(np.float32)
-    return np.clip(codes, qtype.qmin, qtype.qmax).astype(qtype.dtype)
+    return as_codes(np.clip(codes, qtype.qmin, qtype.qmax).astype(qtype.byte), qtype)
+
+
+def as_codes(codes: NDArray[np.integer[Any]], qtype: QType) -> Codes:
+    """Codes in bytes, or what is wider, as the format's own type; small ones are not copied."""
+    if qtype.signed and qtype.dtype != qtype.byte:
+        codes &= (1 << qtype.bits) - 1  # nothing is kept above the bits
+    return codes.view(qtype.dtype)
 
 
 def weight_scale(weight: Floats, qtype: QType) -> tuple[Floats, Codes]:
@@ -217,13 +231,25 @@ def weight_scale(weight: Floats, qtype: QType) -> tuple[Floats, Codes]:
         low, high = weight.min(axis=1, initial=0), weight.max(axis=1, initial=0)
         return scale_and_zero(low, high, qtype)
     blocks = in_blocks(weight, qtype.group)
-    low, high = blocks.min(axis=2), blocks.max(axis=2)
-    if not qtype.symmetric or qtype.power_of_two:
-        scale, zero = scale_and_zero(low, high, qtype)
-        return block_scale(scale, qtype), zero
-    farthest = np.where(high > -low, high, low)
-    scale = block_scale(farthest / np.float32(qtype.qmin - qtype.middle), qtype)
-    return scale, np.full(scale.shape, qtype.middle, qtype.dtype)
+    scale, zero = block_range(blocks.min(axis=2), blocks.max(axis=2), qtype)
+    return block_scale(scale, qtype), zero.astype(qtype.dtype)
+
+
+def block_range(
+    low: Floats, high: Floats, qtype: QType
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scales and zero points of blocks with the ranges [low, high], elementwise.
+
+    The scale of a block without a range is 0. Symmetric formats give the weight that is farthest
+    from zero their lowest code.
+    """
+    if qtype.symmetric and not qtype.power_of_two:
+        farthest = np.where(high > -low, high, low).astype(np.float32)
+        scale = farthest / np.float32(qtype.qmin - qtype.middle)
+        return scale, np.full_like(scale, qtype.middle)
+    scale, zero = scale_and_zero(low, high, qtype)
+    some = np.where((low < 0) | (high > 0), scale, 0)
+    return some.astype(np.float32), zero.astype(np.float32)
 
 
 def in_blocks(weight: Floats, group: int) -> Floats:
@@ -239,11 +265,28 @@ def block_scale(scale: Floats, qtype: QType) -> Floats:
     tensor so small that float16 has no digits for it keeps float32. What is too small for a scale
     becomes 1: its block is zero.
     """
-    scale = np.asarray(scale, np.float32)
+    return stored_scale(scale, fits_half(scale, qtype))
+
+
+def fits_half(scale: Floats, qtype: QType) -> bool:
+    """Whether float16 has digits for all scales of a tensor's blocks."""
     largest = float(np.abs(scale).max(initial=0))
-    if not qtype.power_of_two and _LEAST_HALF < largest < np.finfo(np.float16).max:
+    return not qtype.power_of_two and _LEAST_HALF < largest < float(np.finfo(np.float16).max)
+
+
+def stored_scale(scale: Floats, half: bool) -> NDArray[np.float32]:
+    """Some scales of a tensor, as its file holds them: `half` is the same for all."""
+    scale = np.asarray(scale, np.float32)
+    if half:
         scale = scale.astype(np.float16).astype(np.float32)
     return np.where(np.abs(scale) < np.finfo(np.float32).tiny, np.float32(1), scale)
+
+
+def in_float16(scale: Floats) -> NDArray[np.float32]:
+    """Rounded to what float16 can say, where it has digits for the largest."""
+    largest = float(np.abs(scale).max(initial=0))
+    half = _LEAST_HALF < largest < float(np.finfo(np.float16).max)
+    return np.asarray(scale, np.float16 if half else np.float32).astype(np.float32)
 
 
 def quantize_weight(weight: Floats, scale: Floats, zero: Codes, qtype: QType) -> QTensor:

@@ -135,6 +135,7 @@ class Session:
         self.inputs = [value.name for value in self.ort.get_inputs()]
         self.outputs = [value.name for value in self.ort.get_outputs()]
         ends = [*self.ort.get_inputs(), *self.ort.get_outputs()]
+        self._float16 = {v.name for v in self.ort.get_inputs() if v.type == "tensor(float16)"}
         self._has_bfloat16 = any(value.type == "tensor(bfloat16)" for value in ends)
 
     @classmethod
@@ -172,9 +173,15 @@ class Session:
     def run(
         self, feed: Mapping[str, Array], names: Sequence[str] | None = None
     ) -> dict[str, Array]:
-        """Outputs by name. Raises OnnxqError when the model does not run on this feed."""
+        """Outputs by name. Inputs of float16 take float32 as well, for a model that was converted.
+
+        Raises OnnxqError when the model does not run on this feed.
+        """
         names = list(names or self.outputs)
         known = {name: feed[name] for name in feed if name in self.inputs}
+        for name in self._float16 & known.keys():
+            if known[name].dtype == np.float32:
+                known[name] = known[name].astype(np.float16)
         try:
             run = self._run_bfloat16 if self._has_bfloat16 else self.ort.run
             return dict(zip(names, run(names, known), strict=True))

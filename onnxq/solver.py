@@ -15,7 +15,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 from onnxq import cache
 from onnxq import graph as g
 from onnxq.calibrate import observe
+from onnxq.codebook import CodebookTensor
 from onnxq.errors import OnnxqError
 from onnxq.graph import Graph
 from onnxq.observe_channels import Hessian, SecondMoments
 from onnxq.pipeline import Context, Pass
 from onnxq.qtype import Floats, QTensor, QType
+from onnxq.spool import Coded, Weights
 
 ROWS = 1 << 12  # inputs of a layer that H is made of, of all samples together, and at least
 WORTH_PROCESSES = 10**11  # multiply-adds; starting processes takes as long as some 10¹⁰
@@ -46,23 +48,35 @@ class Layer(NamedTuple):
     qtype: QType
     hessian: NDArray[np.floating[Any]]
     pair_limit: int | None
-    start: QTensor | None
+    start: QTensor | CodebookTensor | None
 
 
 @dataclass(frozen=True)
-class WeightSolver(Pass):
+class Solver(Pass, Generic[Coded]):
     """Base of algorithms that solve one weight after another, knowing H of its inputs."""
 
     analysis: ClassVar[bool] = True
     needs_samples: ClassVar[bool] = True
 
     @abstractmethod
-    def solve(self, layer: Layer) -> QTensor:
+    def solve(self, layer: Layer) -> Coded:
         """Codes for one weight."""
 
+    @abstractmethod
+    def solved(self, ctx: Context) -> Weights[Coded]:
+        """Where codes so far are, and will be."""
+
+    @abstractmethod
+    def takes(self, name: str, ctx: Context) -> bool:
+        """Whether it is for the weight of this name."""
+
     def apply(self, graph: Graph, ctx: Context) -> int:
-        todo = [job for job in jobs(graph, ctx) if (self.name, job.name) not in ctx.solved]
-        done = 0
+        weights, done = self.solved(ctx), 0
+        todo = [
+            job
+            for job in jobs(graph, ctx)
+            if self.takes(job.name, ctx) and (self.name, job.name) not in ctx.solved
+        ]
         for window in windows(todo, ctx.memory_budget // 2):  # half of it is for solving
             left = []
             for job in window:
@@ -71,24 +85,24 @@ class WeightSolver(Pass):
                 if kept is None:
                     left.append(job)
                 else:
-                    ctx.weights[job.name] = kept
+                    weights[job.name] = kept
             done += len(window) - len(left)
             if not left:
                 continue
             # Of the whole window: which tensors a run gives out may move them by a rounding.
             moments = _observe(window, graph, ctx)
             left = [job for job in left if moments[job.name].rows]  # a branch may never have run
-            layers = (job.layer(moments.pop(job.name), ctx.weights.get(job.name)) for job in left)
+            layers = (job.layer(moments.pop(job.name), weights.get(job.name)) for job in left)
             for job, q in zip(left, self._solve_all(left, layers, ctx), strict=True):
                 ctx.progress(self.name, done, len(todo))
                 done += 1
-                ctx.weights[job.name] = q
+                weights[job.name] = q
                 ctx.checkpoint.put(self.name, job.name, q)
         return done
 
     def _solve_all(
         self, jobs: Sequence[Job], layers: Iterable[Layer], ctx: Context
-    ) -> Iterator[QTensor]:
+    ) -> Iterator[Coded]:
         """Layers in turn; large ones side by side, a process each, with one thread for BLAS."""
         widest = max(job.bytes for job in jobs) if jobs else 1
         processes = min(len(jobs), ctx.threads or cpu_count(), ctx.memory_budget // 2 // widest)
@@ -100,16 +114,38 @@ class WeightSolver(Pass):
         )
         yield from run(delayed(self._solved_once)(layer) for layer in layers)
 
-    def _solved_once(self, layer: Layer) -> QTensor:
+    def _solved_once(self, layer: Layer) -> Coded:
         """Recipes that are tried with one pass more or less solve the same layers again."""
         if cache.folder() is None:
             return self.solve(layer)
         name = cache.key(self.name, self.settings(), layer)
-        found = cache.get(name)
-        if not isinstance(found, QTensor):
+        found: Coded | None = cache.get(name)
+        if found is None:
             found = self.solve(layer)
             cache.put(name, found)
         return found
+
+
+@dataclass(frozen=True)
+class WeightSolver(Solver[QTensor]):
+    """For weights that have no table of levels."""
+
+    def solved(self, ctx: Context) -> Weights[QTensor]:
+        return ctx.weights
+
+    def takes(self, name: str, ctx: Context) -> bool:
+        return name not in ctx.codebooks
+
+
+@dataclass(frozen=True)
+class CodebookSolver(Solver[CodebookTensor]):
+    """For weights that have one."""
+
+    def solved(self, ctx: Context) -> Weights[CodebookTensor]:
+        return ctx.codebooks
+
+    def takes(self, name: str, ctx: Context) -> bool:
+        return name in ctx.codebooks
 
 
 @dataclass
@@ -135,12 +171,20 @@ class Job:
         return self.view.rows * self.columns**2
 
     @property
+    def alike(self) -> int:
+        """How many rows of inputs say as much as one: patches of an image overlap, tokens do not
+        (measured by what codes lose on unseen samples).
+        """
+        return 3 if self.inputs[0][1].kernel else 1
+
+    @property
     def bytes(self) -> int:
         """Of H, of the product that is added to it, and of H shrunk."""
         return 3 * 4 * self.inputs[0][1].groups * self.columns**2
 
-    def layer(self, seen: SecondMoments, start: QTensor | None) -> Layer:
-        return Layer(self.view.matrix(), self.qtype, seen.shrunk(), self.pair_limit, start)
+    def layer(self, seen: SecondMoments, start: QTensor | CodebookTensor | None) -> Layer:
+        hessian = seen.shrunk(self.alike)
+        return Layer(self.view.matrix(), self.qtype, hessian, self.pair_limit, start)
 
 
 def jobs(graph: Graph, ctx: Context) -> list[Job]:

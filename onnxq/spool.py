@@ -12,18 +12,20 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxq.codebook import CodebookTensor
 from onnxq.errors import OnnxqError
 from onnxq.qtype import QTensor
 from onnxq.scratch import scratch
 from onnxq.storage import ExternalValues
 
 Array = NDArray[Any]
+Coded = TypeVar("Coded", QTensor, CodebookTensor)
 LARGE = 1 << 22  # bytes; what is smaller stays in memory
 
 _numbers = count()
@@ -66,21 +68,21 @@ class _Owner:
         weakref.finalize(self, path.unlink, missing_ok=True)
 
 
-class Weights(MutableMapping[str, QTensor]):
+class Weights(MutableMapping[str, Coded], Generic[Coded]):
     """Quantized weights by name; the codes of large ones on disk, read anew by each `[name]`."""
 
     def __init__(self) -> None:
-        self._small: dict[str, QTensor] = {}
+        self._small: dict[str, Coded] = {}
         self._codes: dict[str, ExternalValues] = {}
 
-    def __setitem__(self, name: str, q: QTensor) -> None:
+    def __setitem__(self, name: str, q: Coded) -> None:
         self._codes.pop(name, None)
         if q.codes.nbytes >= LARGE:
             self._codes[name] = spooled(name, q.codes.view(f"u{q.codes.itemsize}"))
             q = replace(q, codes=np.empty(0, q.codes.dtype))
         self._small[name] = q
 
-    def __getitem__(self, name: str) -> QTensor:
+    def __getitem__(self, name: str) -> Coded:
         q = self._small[name]
         if name not in self._codes:
             return q
@@ -96,8 +98,8 @@ class Weights(MutableMapping[str, QTensor]):
     def __len__(self) -> int:
         return len(self._small)
 
-    def copy(self) -> Weights:
+    def copy(self) -> Weights[Coded]:
         """Another mapping of the same weights."""
-        twin = Weights()
+        twin: Weights[Coded] = Weights()
         twin._small, twin._codes = dict(self._small), dict(self._codes)
         return twin

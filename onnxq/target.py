@@ -21,6 +21,7 @@ Form = Literal["static", "dynamic", "weights"]
 
 _FORMAT = re.compile(r"(?:w(\d+)(?::(\d+))?)?(?:a(\d+))?")
 _SINCE = {2: 25, 4: 21, 16: 21}  # bits → the opset whose DequantizeLinear takes them
+_BLOCKS = 21  # the same of blocks
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,12 @@ class Format:
     def opset(self) -> int:
         """The least that can say it. Activations below 8 bits are 8-bit codes that use few."""
         weight, activation = self.weight_bits or 8, max(self.activation_bits or 8, 8)
-        return max(_SINCE.get(weight, 1), _SINCE.get(activation, 1))
+        return max(_SINCE.get(weight, 1), _SINCE.get(activation, 1), _BLOCKS if self.block else 1)
+
+    @property
+    def opset_of_bytes(self) -> int:
+        """The same where codes are bytes to their kernel, of 3 bits put together by BitwiseOr."""
+        return 18 if self.weight_bits == 3 else 1
 
 
 W8A8 = Format(8, 8)
@@ -130,6 +136,8 @@ class Target:
     left_float: dict[str, str] = field(default_factory=dict)
     session: dict[str, str] = field(default_factory=dict)
     integer_operators: tuple[str, ...] = ()  # those that the QOperator form may use
+    float32: dict[str, str] = field(default_factory=dict)  # operators to keep, and why
+    float16_operators: tuple[str, ...] = ()  # the provider's own, wherever they take float32
     machines: tuple[str, ...] = ()  # as `uname -m` names them; none: any
 
     @property
@@ -232,6 +240,8 @@ def _parse(name: str, text: str) -> Target:
             "left_float",
             "session",
             "integer_operators",
+            "float32",
+            "float16_operators",
             "machines",
         )
         inherited |= {key: getattr(base, key) for key in kept}
@@ -246,7 +256,7 @@ def _parse(name: str, text: str) -> Target:
     )
     # A target's own rules come first; what it does not mention is its base's.
     own["ops"] = {op: tuple(rules) for op, rules in ops.items()}
-    for key in ("ops", "left_float", "session"):
+    for key in ("ops", "left_float", "float32", "session"):
         own[key] = inherited.get(key, {}) | own.get(key, {})
     target: Target = _made(Target, inherited | own, where)
     if not 1 <= target.opset <= onnx.defs.onnx_opset_version():

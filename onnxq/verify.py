@@ -209,6 +209,43 @@ def _first_difference(model: onnx.ModelProto, feed: Feed) -> str:
     return f"{nodes[low].name!r} ({nodes[low].op_type})"
 
 
+def check_finite(compared: Mapping[str, Comparison]) -> None:
+    """Raises OnnxqError for an output that is NaN or infinite where the reference's is not."""
+    for name, c in compared.items():
+        if math.isfinite(c.reference_energy) and not math.isfinite(c.other_energy):
+            raise OnnxqError(
+                f"output {name!r} is NaN or infinite, which float's is not: a number overflows; "
+                "give real samples with --data, so that it is seen where, or --exclude that layer"
+            )
+
+
+def with_roundings(graph: g.Graph) -> g.Graph | None:
+    """A float16 model with two Identities after every float16 tensor; None for other models.
+
+    The CPU provider computes float16 in float32 and leaves out the Casts between two operators:
+    what overflows or is rounded there on other devices is not seen. An Identity has a float16
+    kernel, and one that is not alone keeps it, and the Casts around, with optimizations off.
+    """
+    twin = g.copy(graph)
+    namer = g.Namer(twin)
+    found = False
+    for body in g.subgraphs(twin):
+        for node in list(body.nodes):
+            for slot, tensor in enumerate(node.outputs):
+                if g.dtype(tensor) == np.float16 and node.op != "Cast":
+                    exact = gs.Variable(namer(f"{tensor.name}_exact"), dtype=tensor.dtype)
+                    between = gs.Variable(namer(f"{tensor.name}_rounded"), dtype=tensor.dtype)
+                    node.outputs[slot] = exact
+                    for given, made in ((exact, between), (between, tensor)):
+                        name = namer(f"{made.name}_Identity")
+                        body.nodes.append(gs.Node("Identity", name, {}, [given], [made]))
+                    found = True
+    if not found:
+        return None
+    g.sort(twin)
+    return twin
+
+
 # ── error by layer ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -313,7 +350,7 @@ def _layer(quantized: g.Graph, name: str, known: Mapping[str, Any]) -> list[gs.N
             continue
         nodes.append(node)
         pending += [t.inputs[0] for t in node.inputs if t.inputs and t.name not in known]
-    return nodes if len(nodes) > 1 else None
+    return nodes if len(nodes) > 1 or g.dtype(target) == np.float16 else None
 
 
 def _attach(shadow: g.Graph, name: str, piece: list[gs.Node], namer: g.Namer) -> str:
@@ -326,7 +363,15 @@ def _attach(shadow: g.Graph, name: str, piece: list[gs.Node], namer: g.Namer) ->
             return made[tensor.name]
         if g.is_constant(tensor):
             return g.renamed(tensor, namer(f"{tensor.name}_shadow"))
-        return here[tensor.name] if tensor.name else gs.Variable.empty()
+        if not tensor.name:
+            return gs.Variable.empty()
+        known = here[tensor.name]
+        if g.dtype(tensor) != np.float16 or g.dtype(known) == np.float16:
+            return known
+        half = gs.Variable(namer(f"{tensor.name}_half"), dtype=np.dtype(np.float16))
+        cast = {"to": int(onnx.TensorProto.FLOAT16)}
+        shadow.nodes.append(gs.Node("Cast", namer(f"{tensor.name}_Cast"), cast, [known], [half]))
+        return half
 
     for node in piece:
         shadow.nodes.append(

@@ -1,9 +1,12 @@
 """The algorithms, one file each: prepare the float graph, solve for codes, lower to operators."""
 
 from onnxq.passes.lower.dynamic import Dynamic
+from onnxq.passes.lower.expand import Expand
+from onnxq.passes.lower.float16 import Float16
 from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.matmul_nbits import MatMulNBits
 from onnxq.passes.lower.qoperator import QOperator
+from onnxq.passes.prepare.awq import AWQ
 from onnxq.passes.prepare.equalize import Equalize
 from onnxq.passes.prepare.fold_batchnorm import FoldBatchNorm
 from onnxq.passes.prepare.normalize import Normalize
@@ -12,10 +15,15 @@ from onnxq.passes.prepare.split_outliers import SplitOutliers
 from onnxq.passes.prepare.widen import Widen
 from onnxq.passes.solve.adaround import AdaRound
 from onnxq.passes.solve.assign import Assign
+from onnxq.passes.solve.autoround import AutoRound
 from onnxq.passes.solve.bias_correct import BiasCorrect
 from onnxq.passes.solve.calibrate import Calibrate
+from onnxq.passes.solve.codebook import Codebook
 from onnxq.passes.solve.coordinate_descent import CoordinateDescent
 from onnxq.passes.solve.fold_fake_quant import FoldFakeQuant
+from onnxq.passes.solve.gptq import GPTQ
+from onnxq.passes.solve.gptq_codebook import GPTQCodebook
+from onnxq.passes.solve.hqq import HQQ
 from onnxq.passes.solve.quantize_bias import QuantizeBias
 from onnxq.passes.solve.reconstruct_layers import ReconstructLayers
 from onnxq.passes.solve.round_to_nearest import RoundToNearest
@@ -24,15 +32,23 @@ from onnxq.passes.solve.spare_quiet import SpareQuiet
 from onnxq.passes.solve.spare_slow import SpareSlow
 
 __all__ = [
+    "AWQ",
+    "GPTQ",
+    "HQQ",
     "AdaRound",
     "Assign",
+    "AutoRound",
     "BiasCorrect",
     "Calibrate",
+    "Codebook",
     "CoordinateDescent",
     "Dynamic",
     "Equalize",
+    "Expand",
+    "Float16",
     "FoldBatchNorm",
     "FoldFakeQuant",
+    "GPTQCodebook",
     "InsertQDQ",
     "MatMulNBits",
     "Normalize",

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from onnxq.tuning import knapsack
-from onnxq.tuning.knapsack import front
+from onnxq import knapsack
+from onnxq.knapsack import front
 
 
 def exhaustive(losses: list[list[float]], costs: list[list[float]]) -> set[tuple[float, float]]:

@@ -23,6 +23,7 @@ from onnxq.qtype import (
 )
 
 PLAIN = ["u8", "u8a", "s8", "s8a", "u4", "u4a", "s4", "s4a", "u16", "u16a", "s16", "s16a", "s2a"]
+PLAIN += ["u3", "u3a", "s3", "s3a"]
 FORMATS = [*PLAIN, *(f"{text}p" for text in PLAIN)]
 ENDS = st.floats(-1e4, 1e4, width=32).filter(lambda v: v == 0 or abs(v) > 1e-3)
 
@@ -38,6 +39,8 @@ ENDS = st.floats(-1e4, 1e4, width=32).filter(lambda v: v == 0 or abs(v) > 1e-3)
         ("s8a:channel", QType(8, True, False, -1), (-128, 127), "per channel, asymmetric"),
         ("u4a:32", QType(4, False, False, 32), (0, 15), "per block of 32, asymmetric"),
         ("u8", QType(8, False, True, None), (1, 255), "per tensor, symmetric"),
+        ("u3a:32", QType(3, False, False, 32), (0, 7), "per block of 32, asymmetric"),
+        ("s3:32", QType(3, True, True, 32), (-4, 3), "per block of 32, symmetric"),
         ("s2:16", QType(2, True, True, 16), (-2, 1), "per block of 16, symmetric"),
         (
             "s8p:channel",
@@ -90,6 +93,7 @@ def test_what_is_no_format_is_refused_with_an_example(text: str) -> None:
     [
         ("s8", np.int8), ("u8", np.uint8), ("s16", np.int16), ("u16", np.uint16), ("s32", np.int32),
         ("s4", ml_dtypes.int4), ("u4", ml_dtypes.uint4), ("u2", ml_dtypes.uint2),
+        ("s3", np.int8), ("u3", np.uint8),
     ],
 )  # fmt: skip
 def test_codes_are_kept_in_the_type_of_the_format(text: str, dtype: Any) -> None:

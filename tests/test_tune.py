@@ -14,11 +14,11 @@ from test_sensitivity import plain_chain, saved
 import onnxq
 from onnxq import cache
 from onnxq.errors import OnnxqError
+from onnxq.knapsack import Choice
 from onnxq.metrics import metric
 from onnxq.report import Latency
 from onnxq.tuning import candidates, mixing, tuner
 from onnxq.tuning.bounds import Bounds, Limit, parse_bounds
-from onnxq.tuning.knapsack import Choice
 from onnxq.tuning.mixing import last_that
 from onnxq.tuning.result import Tuning
 

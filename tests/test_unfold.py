@@ -152,7 +152,7 @@ def test_few_rows_leave_variances_and_means_but_little_of_covariances() -> None:
         observer = Hessian(Unfolding(), 10**6)
         observer.update((rng.normal(size=(rows, 40)) @ mix.T + mean).astype(np.float32))
         seen = observer.result()
-        shrunk = seen.shrunk()
+        shrunk = seen.shrunk(3)
         np.testing.assert_allclose(
             np.diagonal(shrunk[0]), np.diagonal(seen.product[0]), rtol=1e-4, atol=1e-5
         )

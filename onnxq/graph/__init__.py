@@ -11,6 +11,7 @@ from onnxq.graph.edit import (
     replace_input,
     replace_node,
     set_values,
+    share_values,
     sort,
     tidy,
 )
@@ -47,6 +48,7 @@ from onnxq.graph.walk import (
     subgraphs,
     tensors,
     values,
+    values_id,
     walk,
 )
 from onnxq.graph.weights import (
@@ -101,6 +103,7 @@ __all__ = [
     "set_metadata",
     "set_values",
     "shapes",
+    "share_values",
     "sole_consumer",
     "sort",
     "subgraphs",
@@ -110,6 +113,7 @@ __all__ = [
     "to_proto_without_weights",
     "unfolding",
     "values",
+    "values_id",
     "walk",
     "weight_view",
     "weight_views",

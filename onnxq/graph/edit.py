@@ -56,7 +56,9 @@ class Maker:
 
     def shared(self, name: str, values: Array) -> gs.Constant:
         """An initializer, the same one for equal values of one type: tied weights stay tied."""
-        digest = hashlib.blake2b(np.ascontiguousarray(values), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(
+            np.ascontiguousarray(values).view(np.uint8).data, digest_size=16
+        ).hexdigest()
         key = f"{values.dtype}{values.shape}{digest}"
         if key not in self._constants:
             self._constants[key] = constant(self.name(name), values)
@@ -98,7 +100,13 @@ def renamed(tensor: gs.Constant, name: str) -> gs.Constant:
 def set_values(tensor: gs.Constant, values: Array) -> None:
     """Give an initializer other values, of another type if need be."""
     tensor._values = constant(tensor.name, values)._values
-    tensor.export_dtype = None
+    tensor.export_dtype = tensor.data_location = None
+
+
+def share_values(tensor: gs.Constant, other: gs.Constant) -> None:
+    """Give an initializer the values of another, which are kept once."""
+    tensor._values = other._values
+    tensor.export_dtype = tensor.data_location = None
 
 
 def replace_node(body: Graph, node: Node, result: gs.Variable) -> None:

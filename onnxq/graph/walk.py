@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -84,9 +85,22 @@ def is_float(tensor: gs.Tensor) -> bool:
 
 
 def values(tensor: gs.Constant) -> Array:
-    """The values of an initializer, read now and kept by nobody."""
-    lazy = isinstance(tensor._values, gs.ir.tensor.LazyValues)
-    return np.asarray(tensor._values.load() if lazy else tensor.values)
+    """The values of an initializer, read now and kept by nobody; not to be written to."""
+    held = tensor._values
+    if not isinstance(held, gs.ir.tensor.LazyValues):
+        return np.asarray(tensor.values)
+    proto = held.tensor
+    kind = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
+    if (
+        proto.raw_data and kind.kind in "fiu" and sys.byteorder == "little"
+    ):  # no copy, let alone two
+        return np.frombuffer(proto.raw_data, kind).reshape(proto.dims)
+    return np.asarray(held.load())
+
+
+def values_id(tensor: gs.Constant) -> int:
+    """The same for initializers that share their values, as those of a graph and its bodies do."""
+    return id(tensor._values)
 
 
 def is_standard(node: Node) -> bool:

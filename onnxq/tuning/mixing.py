@@ -16,11 +16,11 @@ import numpy as np
 from onnxq import cache
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
+from onnxq.knapsack import Choice, front
 from onnxq.metrics import metric as metric_of
 from onnxq.pipeline import Progress
 from onnxq.tuning.bounds import Bounds
 from onnxq.tuning.candidates import Candidate, Workshop, mixed
-from onnxq.tuning.knapsack import Choice, front
 from onnxq.tuning.meter import Meter
 from onnxq.tuning.timing import layer_times
 from onnxq.tuning.variants import Variants, assign_of, variants, with_format

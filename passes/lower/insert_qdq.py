@@ -177,10 +177,13 @@ class _Writer:
 
     def _weight(self, view: g.WeightView, q: QTensor, alone: bool) -> gs.Variable:
         """The weight dequantized. `alone`, with float activations, not inside a body: there
-        onnxruntime 1.31 fuses it with a MatMul and then does not find its codes.
+        onnxruntime 1.31 fuses it with a MatMul and then does not find its codes. 2-bit codes as
+        MatMul has them it fuses and misreads; behind a Transpose it leaves them.
         """
         body = self.graph if alone else self.body
-        if view.batches > 1 and q.scale.ndim:
+        blocks = q.scale.ndim == 2
+        misread = q.qtype.bits == 2 and view.node.op == "MatMul"
+        if (view.batches > 1 and q.scale.ndim) or (blocks and (misread or view.rank > 2)):
             return dequantized_matrix(body, view, q, self.maker)
         attrs: dict[str, int] = {}
         scale, zero = q.scale, q.zero

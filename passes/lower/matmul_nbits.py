@@ -26,6 +26,7 @@ from onnxq.passes.lower.embedding import lower_embedding
 from onnxq.passes.lower.stored import lower_stored
 
 from onnxq import graph as g
+from onnxq.errors import OnnxqError
 from onnxq.graph import Graph, Node
 from onnxq.pipeline import Context, NodePlan, Pass
 from onnxq.qtype import QTensor
@@ -61,6 +62,8 @@ def lower_weights(body: Graph, node: Node, plan: NodePlan, ctx: Context, maker: 
         return _look_up(body, node, q, maker)
     if not q.qtype.blocked:
         return lower_stored(body, node, ctx.weights, maker)
+    if q.qtype.bits == 3:
+        raise OnnxqError("no kernel takes 3 bits: put the pass 'expand' before 'matmul-nbits'")
     level = plan.rule.accuracy_level if plan.rule else 0
     if view.batched:
         return _products(body, node, view, q, level, maker)

@@ -23,14 +23,15 @@ def lower_recurrent(node: g.Node, weights: Mapping[str, QTensor], maker: g.Maker
 def dequantized_matrix(
     body: g.Graph, view: g.WeightView, q: QTensor, maker: g.Maker
 ) -> gs.Variable:
-    """DequantizeLinear of W (out, in) by row, and a Reshape to the stored layout."""
+    """DequantizeLinear of W (out, in) by row or block, and a Reshape to the stored layout."""
     name = view.tensor.name
     inputs: list[gs.Tensor] = [
         maker.constant(f"{name}_quantized", q.codes),
         maker.constant(f"{name}_scale", q.scale),
         maker.constant(f"{name}_zero_point", q.zero),
     ]
-    real = maker.emit(body, "DequantizeLinear", inputs, name, axis=0)
+    blocks = {"axis": 1, "block_size": q.qtype.group} if q.scale.ndim == 2 else {"axis": 0}
+    real = maker.emit(body, "DequantizeLinear", inputs, name, **blocks)
     shape = list(view.tensor.shape)
     if view.node.op == "MatMul":  # (*batch, in, out)
         shape[-1], shape[-2] = shape[-2], shape[-1]

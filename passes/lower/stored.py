@@ -18,7 +18,7 @@ from onnxq.qtype import QTensor
 from onnxq.spool import Weights
 
 
-def lower_stored(body: Graph, node: Node, weights: Weights, maker: g.Maker) -> int:
+def lower_stored(body: Graph, node: Node, weights: Weights[QTensor], maker: g.Maker) -> int:
     """Every weight of the node as codes that are expanded when the model is loaded."""
     for view in g.weight_views(node):
         node.inputs[view.slot] = _expanded(body, view, weights[view.tensor.name], maker)

@@ -14,17 +14,15 @@ worth its time only where it saves much of the error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnxq.passes.prepare import affine
 from onnxq.passes.prepare.affine import Vector
-from onnxq.passes.prepare.channels import region_of
-from onnxq.passes.prepare.region import Index, Region
+from onnxq.passes.prepare.region import Index
+from onnxq.passes.prepare.sites import Site, sites
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
@@ -38,17 +36,6 @@ Floats = NDArray[np.float32]
 ALPHAS = tuple(round(0.1 * k, 1) for k in range(11))
 LEAST_GAIN = 0.02  # share of the error that a fold must save
 ACTIVATION, WEIGHT = QType.parse("u8a"), QType.parse("s8:channel")
-
-
-@dataclass(frozen=True)
-class Site:
-    """Layers that read the same channels. Without a region, `source` is divided by a Mul."""
-
-    body: Graph
-    readers: list[tuple[Node, Index]]
-    channels: int
-    region: Region | None = None
-    source: gs.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +58,7 @@ class SmoothQuant(Pass):
 
     def observe(self, graph: Graph, ctx: Context) -> Mapping[str, Observer]:
         wanted: dict[str, Observer] = {}
-        for site in _sites(graph):
+        for site in sites(graph):
             for node, _ in site.readers:
                 name, axis = node.inputs[0].name, g.input_channel_axis(node)
                 wanted[f"{name}#smoothquant"] = Halves(Rows(axis), Rows(axis))
@@ -79,17 +66,14 @@ class SmoothQuant(Pass):
 
     def apply(self, graph: Graph, ctx: Context) -> int:
         maker, changes = g.Maker(graph), 0
-        for site in _sites(graph):
+        for site in sites(graph):
             if not all(f"{n.inputs[0].name}#smoothquant" in ctx.stats for n, _ in site.readers):
                 continue
             s = self._scale(site, ctx)
             if s is None:
                 continue
             changes += 1
-            if site.region is not None:
-                site.region.divide(s, maker.name)
-            else:
-                _divide_before(site, s, maker)
+            site.divide(s, maker)
         for key in [k for k in ctx.stats if k.endswith("#smoothquant")]:
             del ctx.stats[key]  # the tensors have other ranges now
         g.sort(graph)
@@ -186,62 +170,3 @@ def site_scale(
     if alive.any():
         highest[alive] = np.maximum(highest[alive], np.median(highest[alive]))
     return smoothing_scale(highest, weights, alpha)
-
-
-# ── where ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _sites(graph: Graph) -> Iterator[Site]:
-    """Every group of layers that read the same channels: those that fold, then the others."""
-    shapes = g.shapes(graph)
-    hidden = {id(body) for body in g.hidden(graph)}
-    for body in g.subgraphs(graph):
-        if id(body) in hidden:
-            continue
-        folded: set[int] = set()
-        made: set[int] = set()
-        for node in body.nodes:
-            region = None if id(node) in made else region_of(body, node, shapes)
-            if region is None:
-                continue
-            made |= {id(maker) for maker, _ in region.makers}
-            made |= {id(other) for other, _, _ in region.constants}
-            if all(_is_row_by_row(reader) for reader, _ in region.readers):
-                folded |= {id(reader) for reader, _ in region.readers}
-                yield Site(body, region.readers, region.channels, region)
-        yield from _left_over(body, folded)
-
-
-def _left_over(body: Graph, folded: set[int]) -> Iterator[Site]:
-    """Readers of one tensor that nothing folds before; convolutions stay fused as they are."""
-    groups: dict[str, list[Node]] = {}
-    for node in body.nodes:
-        own = node.op in ("MatMul", "Gemm") and _is_row_by_row(node)
-        if own and id(node) not in folded and len(node.inputs[1].outputs) == 1:
-            groups.setdefault(node.inputs[0].name, []).append(node)
-    for nodes in groups.values():
-        channels = affine.in_channels(nodes[0])
-        index = np.arange(channels)
-        yield Site(body, [(n, index) for n in nodes], channels, source=nodes[0].inputs[0])
-
-
-def _is_row_by_row(node: Node) -> bool:
-    """Whether a layer multiplies rows of channels with a matrix: not a kernel over neighbours."""
-    view = g.weight_view(node)
-    if view is None or view.batched or view.groups != 1 or node.attrs.get("transA", 0):
-        return False
-    pointwise = node.op == "Conv" and all(size == 1 for size in view.tensor.shape[2:])
-    return (node.op in ("MatMul", "Gemm") or pointwise) and not g.is_constant(node.inputs[0])
-
-
-def _divide_before(site: Site, s: Vector, maker: g.Maker) -> None:
-    """Readers of X read X · s⁻¹ and multiply their columns by s."""
-    source = site.source
-    assert source is not None
-    first = site.readers[0][0]  # in two bodies, one tensor is divided by two things
-    factor = maker.constant(f"{first.name}_smoothing", (1 / s).astype(first.inputs[1].dtype))
-    divided = maker.emit(site.body, "Mul", [source, factor], f"{source.name}_smoothed")
-    divided.dtype = source.dtype
-    for node, index in site.readers:
-        node.inputs[0] = divided
-        affine.scale_columns(node, s[index], maker.name)

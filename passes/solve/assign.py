@@ -34,7 +34,8 @@ class Assign(Pass):
     `format` gives the widths of weights and activations (`w8a8`, `w4a8`, `w8a16`, …; `w8` and `a8`
     leave the other float; `w4:128` is in blocks of 128): of the target's rules, those of these
     widths are taken. Where weights are to be narrower than an operator's kernels take them, they
-    get 8 bits. `layers` holds exceptions, `pattern=format`, of which the last that matches wins.
+    get 8 bits, or 4 instead of 3. `layers` holds exceptions, `pattern=format`, of which the last
+    that matches wins.
     `include` and `exclude` hold patterns on node names and operator types: globs, or regular
     expressions after `re:`.
     `per_tensor` gives a weight one scale, `symmetric` makes all zero points 0, `power_of_two` all
@@ -97,8 +98,9 @@ class Assign(Pass):
         formats = {default} | {split(layer)[1] for layer in self.layers}
         for format in sorted(formats - {FLOAT}, key=str):
             _check_format(format, self.form, ctx.target)
-        least = max(format.opset for format in formats)
-        if self.form != "weights" and graph.opset < least:
+        standard = self.form != "weights" or any(s.name == "insert-qdq" for s in ctx.lowering)
+        least = max(format.opset if standard else format.opset_of_bytes for format in formats)
+        if graph.opset < least:
             Normalize(least).apply(graph, ctx)
         return Wishes(
             Selector((*self.include, *ctx.include), graph),

@@ -10,8 +10,7 @@ at the integer next to
 cut to what the format and the bound on pairs allow. E never rises. A sweep visits all columns, as
 many rows at once as there are; it stops when no code moves.
 
-Between sweeps a scale per tensor or channel becomes the best for its codes, s = (wHc) / (cHc),
-where it need not be a power of two.
+Between sweeps scales become the best for their codes, where they need not be powers of two.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from typing import ClassVar
 
 import numpy as np
 from onnxq.passes.solve.hessian import Array, Codes, by_group, from_groups, started
+from onnxq.passes.solve.refit_scales import refit_scales
 
 from onnxq.qtype import QTensor, QType
 from onnxq.solver import Layer, WeightSolver
@@ -53,7 +53,7 @@ def coordinate_descent(layer: Layer, sweeps: int = 8) -> QTensor:
         if not moved:
             break
         if not layer.qtype.power_of_two:
-            scale = best_scale(weight, now, hessian, scale)
+            scale = refit_scales(weight, now, hessian, scale, layer.qtype.group or 0)
         found = replace(start, codes=from_groups(codes, layer.qtype), scale=scale)
         now = by_group(found, len(hessian))
     return replace(start, codes=from_groups(now.codes, layer.qtype), scale=scale)
@@ -86,17 +86,3 @@ def sweep(weight: Array, now: Codes, hessian: Array, qtype: QType, pair_limit: i
         change = (codes[:, block] - before) * scale[:, block]
         gradient -= hessian[:, :, block] @ change
     return np.ascontiguousarray(codes.swapaxes(1, 2))
-
-
-def best_scale(weight: Array, now: Codes, hessian: Array, scale: Array) -> Array:
-    """The scale of least error for these codes, per tensor or channel; blocks keep theirs."""
-    if scale.ndim > 1:
-        return scale
-    codes = now.codes - now.zero
-    seen = codes @ hessian
-    product, square = (np.sum(seen * a, axis=2, dtype=np.float64).ravel() for a in (weight, codes))
-    if scale.ndim == 0:
-        product, square = product.sum(), square.sum()
-    better = np.where(square > 0, product / np.where(square > 0, square, 1), scale)
-    usable = better > np.finfo(np.float32).tiny
-    return np.where(usable, better, scale).astype(np.float32)

@@ -51,7 +51,7 @@ def output_error(difference: Floats, hessian: Array) -> Array:
 
 
 def started(layer: Layer) -> QTensor:
-    if layer.start is None:
+    if not isinstance(layer.start, QTensor):
         raise OnnxqError(
             "rounding can only be improved where there is one: put the pass 'round-to-nearest' "
             "before this one in the recipe"

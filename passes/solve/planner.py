@@ -225,9 +225,12 @@ class Planner:
         if self.form == "weights" and format.block is None:
             format = replace(format, block=self.wishes.default.block or BLOCK)
         rule = self.ctx.target.rule(node, self.form, format)
+        if rule is None and format.weight_bits == 3:
+            format = replace(format, weight_bits=4)
+            rule = self.ctx.target.rule(node, self.form, format)
         view = g.weight_view(node)
-        if rule is not None and rule.blocks and view and view.batched:
-            rule = rule if g.products_of_batch(node, self._shape(node.inputs[0])) else None
+        if rule is not None and rule.blocks and view and not self._has_rows(view):
+            rule = None
         if rule is None and (format.block or (format.weight_bits or 8) < 8):
             format = replace(format, weight_bits=8, block=None)
             rule = self.ctx.target.rule(node, self.form, format)
@@ -251,6 +254,13 @@ class Planner:
         rows, columns = node.inputs[0].shape[0], math.prod(node.inputs[0].shape[1:])
         chosen = node.name in self.wishes.formats
         return bool((rows < SMALL_TABLE and not chosen) or columns * (format.weight_bits or 8) % 8)
+
+    def _has_rows(self, view: g.WeightView) -> bool:
+        """Whether a weight is matrices of rows to the operator, which blocks lie along."""
+        if view.node.op == "Gather":
+            return view.rank == 2
+        x = view.node.inputs[0]
+        return not view.batched or bool(g.products_of_batch(view.node, self._shape(x)))
 
     def _shape(self, tensor: gs.Tensor) -> tuple[int | str | None, ...] | None:
         """The shape of a tensor as declared, or else as it follows from what makes it."""

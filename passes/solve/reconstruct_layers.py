@@ -32,6 +32,7 @@ from onnxq.passes.solve.bias_correct import (
     takes_bias,
 )
 from onnxq.passes.solve.coordinate_descent import coordinate_descent
+from onnxq.passes.solve.gptq import gptq
 from onnxq.passes.solve.search_weight_scales import search_weight_scale
 
 from onnxq import graph as g
@@ -68,7 +69,7 @@ class ReconstructLayers(Pass):
         if not todo:
             return 0
         float_graph, namer, done = g.copy(graph), g.Namer(graph), 0
-        for depth in by_depth(ctx.quantized(graph, qdq=True), set(todo)):
+        for depth in by_depth(graph, set(todo)):
             for window in windows([todo[name] for name in depth], ctx.memory_budget // 2):
                 graphs = float_graph, ctx.quantized(graph, qdq=True)
                 seen = observe_pairs(graphs, window, ctx.samples, ctx.threads)
@@ -91,8 +92,9 @@ class ReconstructLayers(Pass):
                 continue
             if id(node) not in outermost or len(job.inputs) > 1 or job.view.batched:
                 continue
-            kept = node.op in CHANNELS and lowered.get(node.name) == node.op
-            if kept and not g.is_constant(node.inputs[0]):
+            # The input of one with weights alone keeps its name, whatever the node becomes.
+            kept = ctx.plan[node.name].weights_alone or lowered.get(node.name) == node.op
+            if node.op in CHANNELS and kept and not g.is_constant(node.inputs[0]):
                 found[node.name] = job
         return found
 
@@ -103,6 +105,8 @@ class ReconstructLayers(Pass):
         target = asymmetric_target(weight, moments.hessian, moments.cross, self.damping)
         layer = Layer(target, job.qtype, moments.hessian, job.pair_limit, None)
         start = search_weight_scale(layer)
+        if job.qtype.blocked:
+            start = gptq(layer._replace(start=start))
         q = ctx.weights[job.name] = coordinate_descent(layer._replace(start=start), self.sweeps)
         if centred:
             wanted = mean_output(weight, moments.mean)
@@ -186,8 +190,10 @@ def observe_pairs(
     graphs: tuple[Graph, Graph], window: Sequence[Job], samples: Samples, threads: int | None
 ) -> list[Pairs]:
     """Inputs of the same layers in the float graph and the quantized one, in two runs at once."""
-    names = [{node.name: node.inputs[0].name for node in graph.nodes} for graph in graphs]
-    wanted = [[by_node[job.view.node.name] for job in window] for by_node in names]
+    by_node = [{n.name: n.inputs[0].name for n in graph.nodes if n.inputs} for graph in graphs]
+    in_float = [by_node[0][job.view.node.name] for job in window]
+    in_codes = [by_node[1].get(j.view.node.name, x) for j, x in zip(window, in_float, strict=True)]
+    wanted = [in_float, in_codes]
     probes = [
         Probe(graph, list(dict.fromkeys(tensors)), threads=threads)
         for graph, tensors in zip(graphs, wanted, strict=True)

@@ -15,6 +15,8 @@ error the layer's output sees least, dᵀHd for d = w − ŵ, with H = E[xxᵀ] 
 (inputs vary independently around their means),
 
     E = Σ_k σ_k² d_k² + (Σ_k μ_k d_k)².
+
+Formats with blocks have a file of their own, `blocks`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from onnxq.passes.solve.blocks import round_blocks
 from onnxq.passes.solve.trained import trained_moments
 
 from onnxq import graph as g
@@ -48,8 +51,13 @@ POWERS = (0.5, 1, 2)  # the same, where scales are powers of two
 
 @dataclass(frozen=True)
 class RoundToNearest(Pass):
-    """Codes for every weight in the plan, in the plan's format."""
+    """Codes for every weight in the plan, in the plan's format.
 
+    `clip` has the range of each block shrunk where the rest gains more than its largest weights
+    lose.
+    """
+
+    clip: bool = True
     name: ClassVar[str] = "round-to-nearest"
     analysis: ClassVar[bool] = True
 
@@ -59,7 +67,7 @@ class RoundToNearest(Pass):
         return {
             key: Moments(g.input_channel_axis(node))
             for node, plan in ctx.plan.quantized(g.walk(graph))
-            if plan.weight
+            if plan.weight and (self.clip or not plan.weight.blocked)
             for view in g.weight_views(node)
             if (key := _moments_key(view)) is not None
         }
@@ -70,13 +78,21 @@ class RoundToNearest(Pass):
             for view in g.weight_views(node):
                 if plan.weight is None or view.tensor.name in ctx.weights:
                     continue
+                if view.tensor.name in ctx.codebooks:
+                    continue
                 limit = plan.rule.pair_limit if plan.rule else None
                 key, moments = _moments_key(view), None
-                if key is not None and key in ctx.stats and ctx.stats[key].mean.size:
+                seen = key is not None and view.tensor.name not in ctx.tied
+                if seen and key in ctx.stats and ctx.stats[key].mean.size:
                     moments = trained_moments(graph, ctx, node.inputs[0].name) or ctx.stats[key]
                     moments = ChannelMoments(*(view.column_statistic(a) for a in moments))
                 ctx.weights[view.tensor.name] = round_to_nearest(
-                    view.matrix(), plan.weight, pair_limit=limit, moments=moments
+                    view.matrix(),
+                    plan.weight,
+                    pair_limit=limit,
+                    moments=moments,
+                    clip=self.clip,
+                    threads=ctx.threads,
                 )
                 made += 1
         return made
@@ -96,16 +112,21 @@ def round_to_nearest(
     *,
     pair_limit: int | None = None,
     moments: ChannelMoments | None = None,
+    clip: bool = False,
+    threads: int | None = None,
 ) -> QTensor:
     """Codes of a weight (out, in).
 
     `pair_limit` bounds |c_2i + c_2i+1|; it needs a symmetric signed format, one scale per tensor or
     channel. `moments` are μ and σ² above, broadcastable to (out, in); without them all inputs
-    count alike. Raises ValueError where the bound cannot be kept.
+    count alike. `clip` is for blocks. Raises ValueError where the bound cannot be kept.
     """
-    if pair_limit is None and (moments is None or (qtype.group or -1) > 0 or not qtype.symmetric):
+    if pair_limit is None and qtype.blocked and not qtype.power_of_two:
+        square = None if moments is None else moments.mean**2 + moments.variance
+        return round_blocks(weight, qtype, square=square, clip=clip, threads=threads)
+    if pair_limit is None and (moments is None or qtype.blocked or not qtype.symmetric):
         return quantize_weight(weight, *weight_scale(weight, qtype), qtype)
-    if not (qtype.signed and qtype.symmetric) or (qtype.group or -1) > 0:
+    if not (qtype.signed and qtype.symmetric) or qtype.blocked:
         raise ValueError(f"no pair-safe rounding for {qtype}: it needs one symmetric signed scale")
     mean, variance = (
         np.broadcast_to(a.astype(np.float32), weight.shape)

@@ -20,10 +20,14 @@ EIGHT_BITS = 0.02  # of the largest output: activations rounded to 8 bits by the
 
 
 def quantized(
-    source: onnx.ModelProto, feeds: Feeds, format: str, symmetric: bool = False
+    source: onnx.ModelProto,
+    feeds: Feeds,
+    format: str,
+    symmetric: bool = False,
+    preset: str = "int4-rtn",
 ) -> Result:
     settings = [f"assign.format={format}", f"assign.symmetric={str(symmetric).lower()}"]
-    return pipeline(source, feeds, "int4-rtn", settings=settings)
+    return pipeline(source, feeds, preset, settings=settings)
 
 
 def check(result: Result, feeds: Feeds, expected: list[Array], output: str = "y") -> None:
@@ -176,6 +180,22 @@ def test_a_table_and_the_output_layer_tied_to_it_are_stored_once(head: str) -> N
     check(result, feeds, [w[feeds[0]["ids"]] @ w.T])
 
 
+@pytest.mark.parametrize("preset", ["int4-rtn", "int4-qdq"])
+def test_a_table_of_matrices_and_a_lone_id(preset: str) -> None:
+    text = """(int64[n] ids, int64 one) => (float y, float z) {
+        y = Gather (w, ids)
+        z = Gather (v, one)
+    }"""
+    source = model(text, w=normal(1100, 4, 32), v=normal(1100, 64))
+    feed = {"ids": np.array([3, 0, -1]), "one": np.array(7)}
+    result = quantized(source, [feed], "w4:32", preset=preset)
+    w, v = (result.context.weights[key].dequantize() for key in "wv")
+    for optimize in (False, True):
+        said = run(result.graph, feed, optimize)
+        np.testing.assert_allclose(said["y"], w.reshape(1100, 4, 32)[feed["ids"]], rtol=1e-6)
+        np.testing.assert_allclose(said["z"], v[7], rtol=1e-6)
+
+
 def test_small_tables_get_eight_bits() -> None:
     source = model("(int64[n] ids) => (float[n,k] y) { y = Gather (w, ids) }", w=normal(2, 64))
     result = quantized(source, [{"ids": np.array([0, 1])}], "w4:32")
@@ -236,3 +256,43 @@ def test_codes_are_packed_low_bits_first(bits: int, columns: int) -> None:
     for k in range(columns):
         found = rows[:, k // each] >> (bits * (k % each)) & ((1 << bits) - 1)
         assert (found == codes[:, k]).all()
+
+
+# ── standard operators ───────────────────────────────────────────────────────────────────────────
+
+PORTABLE: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
+    "MatMul": ("y = MatMul (x, w)", (COLUMNS, 7), (3, COLUMNS)),
+    "Gemm transB": ("y = Gemm <transB = 1> (x, w)", (7, COLUMNS), (3, COLUMNS)),
+    "batched": ("y = MatMul (x, w)", (2, COLUMNS, 7), (2, 3, COLUMNS)),
+}
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("bits", "block"), EVERY)
+@pytest.mark.parametrize("kind", PORTABLE)
+def test_the_portable_form_says_the_same(kind: str, bits: int, block: int, symmetric: bool) -> None:
+    text, shape, x = PORTABLE[kind]
+    given = ",".join(map(str, x))
+    source = model(f"(float[{given}] x) => (float y) {{ {text} }}", w=normal(*shape))
+    feeds = feeds_of(2, x=x)
+    result = quantized(source, feeds, f"w{bits}:{block}", symmetric, "int4-qdq")
+    w = np.swapaxes(
+        result.context.weights["w"].dequantize().reshape(*shape[:-2], 7, COLUMNS), -1, -2
+    )
+    check(result, feeds, [feed["x"] @ w for feed in feeds])
+    assert operators(result)["MatMulNBits"] == 0
+    assert result.graph.opset == {2: 25, 4: 21, 8: 21}[bits]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("columns", [64, 43])
+def test_the_portable_form_looks_rows_up_before_it_scales_them(bits: int, columns: int) -> None:
+    source = model(
+        "(int64[n,s] ids) => (float[n,s,k] y) { y = Gather (w, ids) }", w=normal(1100, columns)
+    )
+    feeds = [{"ids": np.random.default_rng(0).integers(0, 1100, (2, 5))}]
+    result = quantized(source, feeds, f"w{bits}:32", preset="int4-qdq")
+    w = result.context.weights["w"].dequantize()
+    for optimize in (False, True):
+        y = run(result.graph, feeds[0], optimize)["y"]
+        np.testing.assert_allclose(y, w[feeds[0]["ids"]], rtol=1e-6)
