@@ -24,7 +24,6 @@ from onnxq.errors import OnnxqError
 from onnxq.group_losses import compare_groups
 from onnxq.groups import GroupBy, Grouped, Groups
 from onnxq.layers import count_macs, record_layers
-from onnxq.metrics import records, shown
 from onnxq.passes import Assign, FoldBatchNorm, FoldFakeQuant, Normalize, SpareSlow, Widen
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.fake_quant import is_trained
@@ -32,6 +31,7 @@ from onnxq.pipeline import MEMORY_BUDGET, Pass, Pipeline, Progress, Result
 from onnxq.proof import LAYER_SAMPLES, VERIFICATION_SAMPLES, prove, warn_of_results
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.report import LayerRecord, Report
+from onnxq.reported_metrics import records, shown
 from onnxq.runtime import Session
 from onnxq.runtime import custom_ops as registered
 from onnxq.samples import Feed, Preprocessing, Samples, input_specs
