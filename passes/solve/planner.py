@@ -37,7 +37,7 @@ BLOCK = 128  # weights that share a scale where the recipe does not say how many
 CONSTANT_OPERAND = "one operand is constant: its rounding would cost accuracy"
 
 
-def fitting_block(columns: int, wanted: int, rule: OpRule) -> int:
+def fitting_block(columns: int, wanted: int, rule: OpRule, scale_bits: int = 16) -> int:
     """The smallest block whose codes and scales take no more bytes than the wanted one's.
 
     Kernels want whole blocks, so that a width which is no multiple is filled up: of 172 columns in
@@ -48,7 +48,7 @@ def fitting_block(columns: int, wanted: int, rule: OpRule) -> int:
 
     def stored(block: int) -> float:
         count = -(-columns // block)
-        return count * block * bits / 8 + count * 2 + -(-count * bits // 8)
+        return count * block * bits / 8 + count * scale_bits / 8 + -(-count * bits // 8)
 
     return min(block for block in rule.blocks if stored(block) <= stored(wanted))
 
@@ -88,6 +88,7 @@ class Wishes:
     form: Form
     scheme: Scheme
     patterns: dict[str, str]  # node name → what it is a part of, where 8 bits hurt
+    scale_bits: int = 16  # of blocks of weights below 8 bits
 
     def format(self, node: Node) -> Format:
         return self.formats.get(node.name, self.default)
@@ -236,8 +237,10 @@ class Planner:
             rule = self.ctx.target.rule(node, self.form, format)
         if rule is not None and rule.blocks and rule.weight and view:
             columns = math.prod(view.tensor.shape) // view.rows
-            block = fitting_block(columns, format.block or BLOCK, rule)
-            rule = replace(rule, weight=replace(rule.weight, group=block))
+            scale_bits = self.wishes.scale_bits if rule.weight.bits < 8 else 16
+            block = fitting_block(columns, format.block or BLOCK, rule, scale_bits)
+            weight = replace(rule.weight, group=block, scale_bits=scale_bits)
+            rule = replace(rule, weight=weight)
         if rule is not None and node.op in g.RECURRENT and rule.activation is not None:
             if rule.weight is None:
                 return None
