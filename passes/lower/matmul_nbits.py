@@ -11,10 +11,10 @@ a table in the same layout, so that a table and the output layer tied to it are 
 Scales are float16 in the file, behind a Cast, and B is behind a Reshape. Scales that are codes are
 two to a byte,
 
-    codes ─ Gather ─▶ pairs ─ Reshape ─ Slice ─ Cast ─▶ k ─ Mul ─▶ scales,    step ─ Cast ─▶ Mul,
+    codes ─ Cast ─ Gather ─▶ pairs ─ Reshape ─ Slice ─▶ k ─ Mul ─▶ scales,    step ─ Cast ─▶ Mul,
 
-Gather reading both codes of a byte in a table of all bytes. ONNX Runtime computes all of it when it
-loads the model. With its optimizations off it does not, and multiplies floats exactly: B
+Gather reading both codes of a byte as floats in a table of all bytes. ONNX Runtime computes all of
+it when it loads the model. With its optimizations off it does not, and multiplies floats exactly: B
 must not be an initializer then, for onnxruntime 1.31 would pack it for the fast kernel without the
 scales, and be wrong. `g_idx` is wrong with packed zero points and at 2 bits: it is never written.
 """
@@ -146,13 +146,11 @@ def scales_of(
         return np.array(values, np.int64)
 
     stored = packed(scale_codes(q.scale, q.step).reshape(1, -1), 4)[0]
-    both = np.stack([np.arange(256) % 16, np.arange(256) // 16], axis=1).astype(np.uint8)
-    index = emit("Cast", stored, to=int(onnx.TensorProto.INT32))
-    codes = emit("Gather", both, index)
+    both = np.stack([np.arange(256) % 16, np.arange(256) // 16], axis=1).astype(dtype)
+    codes = emit("Gather", both, emit("Cast", stored, to=int(onnx.TensorProto.INT32)))
     if q.scale.size % 2:
         codes = emit("Slice", emit("Reshape", codes, sizes(-1)), sizes(0), sizes(q.scale.size))
-    to = int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
-    codes = emit("Cast", emit("Reshape", codes, sizes(*q.scale.shape)), to=to)
+    codes = emit("Reshape", codes, sizes(*q.scale.shape))
     scales = emit("Mul", codes, scale_tensor(body, f"{name}_step", q.step[:, None], dtype, maker))
     scales.dtype = dtype
     return scales

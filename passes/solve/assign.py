@@ -40,8 +40,8 @@ class Assign(Pass):
     expressions after `re:`.
     `per_tensor` gives a weight one scale, `symmetric` makes all zero points 0, `power_of_two` all
     scales powers of two: for hardware that knows nothing else.
-    `scale_bits` 4 makes the scales of blocks below 8 bits codes under a step per row, a quarter of
-    a float16: of as many bytes, blocks of 32 have less error than plain ones of 64.
+    `scale_bits` 4 makes the scales of blocks below 8 bits codes under a step per row, where that
+    saves bytes: blocks of 32 then cost what blocks of 64 do, and have less error.
     """
 
     form: Form = "static"

@@ -94,9 +94,7 @@ class MixBits(Pass):
         rule = ctx.target.rule(node, "weights", format)
         if rule is None or plan.weight.bits >= self.wide:
             return None
-        return replace(
-            plan.weight, bits=self.wide, scale_bits=16 if self.wide >= 8 else plan.weight.scale_bits
-        )
+        return replace(plan.weight, bits=self.wide, scale_bits=16)
 
     def _losses(self, items: Sequence[Item], graph: Graph, ctx: Context) -> list[list[float]]:
         """What each item does to the outputs in either format."""

@@ -34,6 +34,7 @@ BATCH_FIRST = "its batch stands first (layout 1), which the integer kernel does 
 FLOAT = Format()
 SMALL_TABLE = 1024  # rows: of positions or token types, read by every token, worth few bytes
 BLOCK = 128  # weights that share a scale where the recipe does not say how many
+EXPANSION = 1 << 9  # bytes that the operators take by which codes of scales become floats
 CONSTANT_OPERAND = "one operand is constant: its rounding would cost accuracy"
 
 
@@ -51,6 +52,11 @@ def fitting_block(columns: int, wanted: int, rule: OpRule, scale_bits: int = 16)
         return count * block * bits / 8 + count * scale_bits / 8 + -(-count * bits // 8)
 
     return min(block for block in rule.blocks if stored(block) <= stored(wanted))
+
+
+def saved_by_codes(rows: int, blocks: int) -> int:
+    """Bytes that scales of 4 bits under a float16 step take less than those of 16 bits."""
+    return rows * (12 * blocks - 16) // 8
 
 
 @dataclass(frozen=True)
@@ -237,9 +243,12 @@ class Planner:
             rule = self.ctx.target.rule(node, self.form, format)
         if rule is not None and rule.blocks and rule.weight and view:
             columns = math.prod(view.tensor.shape) // view.rows
-            scale_bits = self.wishes.scale_bits if rule.weight.bits < 8 else 16
-            block = fitting_block(columns, format.block or BLOCK, rule, scale_bits)
-            weight = replace(rule.weight, group=block, scale_bits=scale_bits)
+            block = fitting_block(columns, format.block or BLOCK, rule)
+            weight = replace(rule.weight, group=block)
+            if self.wishes.scale_bits < 16 and weight.bits < 8:
+                block = fitting_block(columns, format.block or BLOCK, rule, self.wishes.scale_bits)
+                if saved_by_codes(view.rows, -(-columns // block)) > EXPANSION:
+                    weight = replace(weight, group=block, scale_bits=self.wishes.scale_bits)
             rule = replace(rule, weight=weight)
         if rule is not None and node.op in g.RECURRENT and rule.activation is not None:
             if rule.weight is None:
