@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from onnxq.api import bench, inspect, quantize, validate
     from onnxq.codebook import CodebookTensor
     from onnxq.errors import OnnxqError
+    from onnxq.folder import quantize_folder
     from onnxq.pipeline import Context, Pass, Pipeline, Result
     from onnxq.qtype import QParams, QTensor, QType
     from onnxq.recipe import load_recipe
@@ -21,6 +22,7 @@ _HOMES = {
     "api": ("bench", "inspect", "quantize", "validate"),
     "codebook": ("CodebookTensor",),
     "errors": ("OnnxqError",),
+    "folder": ("quantize_folder",),
     "pipeline": ("Context", "Pass", "Pipeline", "Result"),
     "qtype": ("QParams", "QTensor", "QType"),
     "recipe": ("load_recipe",),
@@ -47,6 +49,7 @@ __all__ = [
     "load_recipe",
     "load_target",
     "quantize",
+    "quantize_folder",
     "sensitivity",
     "tune",
     "validate",

@@ -31,6 +31,7 @@ from onnxq.pipeline import MEMORY_BUDGET, Pass, Pipeline, Progress, Result
 from onnxq.proof import LAYER_SAMPLES, VERIFICATION_SAMPLES, prove, warn_of_results
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.report import LayerRecord, Report
+from onnxq.reported_metrics import records, shown
 from onnxq.runtime import Session
 from onnxq.runtime import custom_ops as registered
 from onnxq.samples import Feed, Preprocessing, Samples, input_specs
@@ -39,6 +40,7 @@ from onnxq.scratch import scratch
 from onnxq.storage import data_files, data_paths, file_hash, load_proto, model_size
 from onnxq.synthesize import synthesize
 from onnxq.target import Target, cpu_flags, load_target
+from onnxq.text import MAX_TOKENS
 
 SYNTHETIC_SAMPLES = 32
 
@@ -85,13 +87,17 @@ def quantize(
     memory_budget: int = MEMORY_BUDGET,
     resume: bool = False,
     write: bool = True,
+    tokenizer: str | Path | None = None,
+    max_tokens: int = MAX_TOKENS,
     custom_ops: Sequence[str | Path] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> Result:
     """Quantize a model, run the result beside the original, and write it if it holds.
 
     `samples` is anything `open_samples` takes; without any they are made up from the model.
-    `preprocess` prepares a folder of images: a TOML file or its settings as a dict.
+    `preprocess` prepares a folder of images: a TOML file or its settings as a dict. A text file
+    (.txt) goes through `tokenizer`, by default the tokenizer.json beside the model, and is cut into
+    samples of `max_tokens` tokens at most.
     `states` pairs outputs with the inputs that they are in the next run, {output: input}, beside
     the pairs that their names tell; samples may leave such inputs out.
     `limit` is how many of them calibrate. `group_by` shows what each group of all the others loses:
@@ -132,7 +138,9 @@ def quantize(
         environment=_environment(path, seed),
     )
     progress("samples", 0, 1)
-    sampling = Sampling(path, model_proto, preprocess, states, batch_size, seed, threads)
+    sampling = Sampling(
+        path, model_proto, preprocess, states, batch_size, seed, threads, tokenizer, max_tokens
+    )
     groups: Groups | None = None
     if group_by is not None:
         if not check:
@@ -349,12 +357,16 @@ def validate(
     seed: int = 0,
     threads: int | None = None,
     group_by: GroupBy | None = None,
+    metric: str = "auto",
+    tokenizer: str | Path | None = None,
+    max_tokens: int = MAX_TOKENS,
     custom_ops: Sequence[str | Path] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
     """Compare a model with the float model it was made from: outputs, layers, sizes, latency.
 
-    `samples`, `preprocess`, `states` and `group_by` are as for `quantize`.
+    `samples`, `preprocess`, `states` and `group_by` are as for `quantize`. `metric`, a name of
+    `onnxq.metrics` or `module:function`, is measured beside what fits the outputs: `auto`.
     """
     device = load_target(target)
     report = Report(
@@ -367,7 +379,17 @@ def validate(
     )
     float_model = load_proto(reference)
     _check_inputs(float_model)
-    sampling = Sampling(Path(reference), float_model, preprocess, states, batch_size, seed, threads)
+    sampling = Sampling(
+        Path(reference),
+        float_model,
+        preprocess,
+        states,
+        batch_size,
+        seed,
+        threads,
+        tokenizer,
+        max_tokens,
+    )
     groups = Groups(group_by, samples, sampling) if group_by is not None else None
     grouped: Grouped | None = None
     if samples is None:
@@ -384,7 +406,11 @@ def validate(
     left = Session(reference, threads=threads)
     config = device.session
     right = Session(quantized, providers=device.providers, threads=threads, config=config)
-    report.outputs = verify.output_records(verify.compare(left, right, drawn))
+    first = next(iter(drawn))
+    metrics = shown((metric,), left, first, left)
+    distances = [wanted.start() for wanted in metrics]
+    report.outputs = verify.output_records(verify.compare(left, right, drawn, distances))
+    report.metrics = records(metrics, distances)
     report.verification_samples, report.verification_unseen = len(drawn), False
     if grouped is not None:
         progress("compare groups", 0, 3)
@@ -461,6 +487,8 @@ def bench(
     seconds: float = 5.0,
     runs: int = 200,
     threads: int | None = None,
+    tokenizer: str | Path | None = None,
+    max_tokens: int = MAX_TOKENS,
     custom_ops: Sequence[str | Path] = (),
 ) -> list[dict[str, Any]]:
     """Latency of several models in turns, and the peak memory of each in a process of its own.
@@ -470,7 +498,10 @@ def bench(
     first = _existing(models[0])
     proto = load_proto(first)
     _check_inputs(proto)
-    sampling = Sampling(first, proto, preprocess, states, threads=threads)
+    sampling = Sampling(
+        first, proto, preprocess, states,
+        threads=threads, tokenizer=tokenizer, max_tokens=max_tokens,
+    )  # fmt: skip
     given = sampling.made_up(1)[0] if samples is None else sampling.given(samples, None)
     feed = next(iter(sampling.carry(given)))
     sessions = [Session(_existing(m), threads=threads) for m in models]

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from onnxq import cli_tuning
 from onnxq.options import (
     CHOICE,
+    MAX_TOKENS,
     OUT,
     RUN,
     BatchSize,
@@ -29,7 +30,9 @@ from onnxq.options import (
     GroupBy,
     Include,
     Json,
+    MaxTokens,
     MemoryBudget,
+    MetricName,
     Model,
     NoCache,
     Preprocess,
@@ -43,9 +46,11 @@ from onnxq.options import (
     States,
     TargetName,
     Threads,
+    Tokenizer,
     bytes_of,
     check_file,
     deliver,
+    deliver_folder,
     print_json,
     state_pairs,
     stopped,
@@ -125,14 +130,22 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="As the list has it.")
         "Examples:\n\n"
         "onnxq quantize model.onnx --data samples.npz\n\n"
         "onnxq quantize bert.onnx --preset int8-dynamic -o small.onnx\n\n"
+        "onnxq quantize llama-folder --preset int8-dynamic --data text.txt\n\n"
         "onnxq quantize model.onnx --data samples.npz --exclude 're:^/head/'\n\n"
         "onnxq quantize model.onnx --data samples.npz --set calibrate.method=mse"
     ),
 )
 def quantize(
-    model: Model,
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="The float ONNX model, or a folder that holds some.", show_default=False
+        ),
+    ],
     data: Data = None,
     preprocess: Preprocess = None,
+    tokenizer: Tokenizer = None,
+    max_tokens: MaxTokens = MAX_TOKENS,
     state: States = None,
     group_by: GroupBy = None,
     samples: Annotated[
@@ -183,25 +196,32 @@ def quantize(
             metavar="FILE.onnx",
             rich_help_panel=OUT,
             show_default="MODEL.PRESET.onnx beside the model",
-            help="Where the quantized model goes.",
+            help="Where the quantized model goes; of a folder, a folder that does not exist yet.",
         ),
     ] = None,
     report: ReportFile = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Quantize a model, run it beside the original, and write it if it holds."""
+    """Quantize a model, run it beside the original, and write it if it holds.
+
+    Of a folder that Hugging Face Optimum exported, every ONNX file, into a folder that loads like
+    it.
+    """
     with working(not quiet) as progress:
-        from onnxq import api, cache
+        from onnxq import api, cache, folder
 
         check_file(report, model, output)
+        run: Any = folder.quantize_folder if model.is_dir() else api.quantize
         with cache.disabled(no_cache):
-            result = api.quantize(
+            result = run(
                 model,
                 preset,
                 samples=data,
                 preprocess=preprocess,
                 states=state_pairs(state),
+                tokenizer=tokenizer,
+                max_tokens=max_tokens,
                 output=output,
                 recipe=recipe,
                 settings=settings or (),
@@ -222,7 +242,10 @@ def quantize(
                 resume=resume,
                 progress=progress,
             )
-    deliver(result.report, report, json, quiet)
+    if model.is_dir():
+        deliver_folder(result, report, json, quiet)
+    else:
+        deliver(result.report, report, json, quiet)
 
 
 @app.command(
@@ -234,6 +257,8 @@ def validate(
     quantized: Annotated[Path, typer.Argument(help="The model that was made from it.")],
     data: Data = None,
     preprocess: Preprocess = None,
+    tokenizer: Tokenizer = None,
+    max_tokens: MaxTokens = MAX_TOKENS,
     state: States = None,
     group_by: GroupBy = None,
     samples: Annotated[
@@ -243,6 +268,7 @@ def validate(
     batch_size: BatchSize = 1,
     threads: Threads = None,
     custom_ops: CustomOps = None,
+    metric: MetricName = "auto",
     target: TargetName = "cpu",
     report: ReportFile = None,
     json: Json = False,
@@ -259,9 +285,12 @@ def validate(
             samples=data,
             preprocess=preprocess,
             states=state_pairs(state),
+            tokenizer=tokenizer,
+            max_tokens=max_tokens,
             limit=samples,
             group_by=group_by,
             batch_size=batch_size,
+            metric=metric,
             target=target,
             threads=threads,
             custom_ops=custom_ops or (),
@@ -312,6 +341,8 @@ def bench(
     ],
     data: Data = None,
     preprocess: Preprocess = None,
+    tokenizer: Tokenizer = None,
+    max_tokens: MaxTokens = MAX_TOKENS,
     state: States = None,
     seconds: Annotated[
         float,
@@ -331,6 +362,8 @@ def bench(
             samples=data,
             preprocess=preprocess,
             states=state_pairs(state),
+            tokenizer=tokenizer,
+            max_tokens=max_tokens,
             seconds=seconds,
             threads=threads,
             custom_ops=custom_ops or (),
@@ -347,6 +380,49 @@ def bench(
 
 app.command(cls=Command, epilog=cli_tuning.SENSITIVITY_EXAMPLES)(cli_tuning.sensitivity)
 app.command(cls=Command, epilog=cli_tuning.TUNE_EXAMPLES)(cli_tuning.tune)
+
+
+@app.command(
+    cls=Command,
+    epilog=(
+        "Examples:\n\n"
+        "onnxq export Qwen/Qwen2.5-0.5B qwen-onnx\n\n"
+        "onnxq export ./my-bert bert-onnx --task feature-extraction"
+    ),
+)
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A folder of transformers, or a name on the Hub."),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to make.")],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default="that of the architecture",
+            help="As optimum names it: text-generation-with-past, feature-extraction, …",
+        ),
+    ] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(min=11, metavar="N", show_default="optimum's own", help="The ONNX opset."),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run the code that comes with the model."),
+    ] = False,
+) -> None:
+    """Export a Hugging Face model to a folder of ONNX files, which quantize takes.
+
+    Needs the extra hf: pip install 'onnxq[hf]'.
+    """
+    with working(True) as progress:
+        from onnxq.export import export as run
+
+        progress("export", 0, 1)
+        made = run(model, output, task=task, opset=opset, trust_remote_code=trust_remote_code)
+    typer.echo(f"wrote {made}: {', '.join(sorted(p.name for p in made.glob('*.onnx')))}")
 
 
 # ── catalogues ───────────────────────────────────────────────────────────────────────────────────

@@ -9,6 +9,7 @@ import typer
 
 from onnxq.options import (
     CHOICE,
+    MAX_TOKENS,
     OUT,
     RUN,
     BatchSize,
@@ -17,6 +18,8 @@ from onnxq.options import (
     Exclude,
     Include,
     Json,
+    MaxTokens,
+    MetricName,
     Model,
     NoCache,
     Preprocess,
@@ -29,6 +32,7 @@ from onnxq.options import (
     States,
     TargetName,
     Threads,
+    Tokenizer,
     check_file,
     print_json,
     print_warnings,
@@ -60,22 +64,14 @@ Samples = Annotated[
         help="How many samples calibrate, at most.",
     ),
 ]
-MetricName = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        rich_help_panel=CHOICE,
-        show_default="by the outputs",
-        help="kl, top1, agreement, cosine, sqnr, or module:function: called with a list of "
-        "{output: array}, one for each sample, it returns a number, higher for a better model.",
-    ),
-]
 
 
 def sensitivity(
     model: Model,
     data: Data = None,
     preprocess: Preprocess = None,
+    tokenizer: Tokenizer = None,
+    max_tokens: MaxTokens = MAX_TOKENS,
     state: States = None,
     samples: Samples = 128,
     measure: Annotated[
@@ -125,6 +121,8 @@ def sensitivity(
                 samples=data,
                 preprocess=preprocess,
                 states=state_pairs(state),
+                tokenizer=tokenizer,
+                max_tokens=max_tokens,
                 recipe=recipe,
                 settings=settings or (),
                 target=target,
@@ -178,6 +176,8 @@ def tune(
         typer.Option(metavar="SIZE", show_default=False, help="0.3x of the float model's, or 3MB."),
     ] = None,
     preprocess: Preprocess = None,
+    tokenizer: Tokenizer = None,
+    max_tokens: MaxTokens = MAX_TOKENS,
     state: States = None,
     samples: Samples = 128,
     batch_size: BatchSize = 1,
@@ -247,6 +247,8 @@ def tune(
                 exclude=exclude or (),
                 preprocess=preprocess,
                 states=state_pairs(state),
+                tokenizer=tokenizer,
+                max_tokens=max_tokens,
                 output=output,
                 limit=samples,
                 batch_size=batch_size,

@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 from onnxq.errors import OnnxqError
 
 if TYPE_CHECKING:
+    from onnxq.folder import FolderResult
     from onnxq.report import Report
 
 
@@ -77,8 +78,9 @@ Data = Annotated[
         rich_help_panel=RUN,
         show_default=False,
         help="Samples: an .npz file with an array per model input, a sample per row; a folder of "
-        ".npz files, a sample each; a folder of images, see --preprocess; or module:function, "
-        "which yields dicts of arrays. Without it, samples are made up from the model.",
+        ".npz files, a sample each; a folder of images, see --preprocess; a .txt file, of which a "
+        "line is a sample, or a paragraph where blank lines part them; or module:function, which "
+        "yields dicts of arrays. Without it, samples are made up from the model.",
     ),
 ]
 BatchSize = Annotated[
@@ -91,6 +93,25 @@ Preprocess = Annotated[
         rich_help_panel=RUN,
         show_default="preprocess.toml in the folder",
         help="How a folder of images is prepared: resize, crop, scale, mean, std, color, layout.",
+    ),
+]
+MAX_TOKENS = 256  # that of onnxq.text, which imports numpy
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=RUN,
+        show_default="tokenizer.json beside the model",
+        help="The tokenizer that makes tokens of a text file.",
+    ),
+]
+MaxTokens = Annotated[
+    int,
+    typer.Option(
+        min=2,
+        metavar="N",
+        rich_help_panel=RUN,
+        help="Tokens per sample of a text file; longer texts are cut.",
     ),
 ]
 States = Annotated[
@@ -114,6 +135,17 @@ GroupBy = Annotated[
         help="Show what each group of samples loses: an array of the .npz with an entry per "
         "sample, such as a label; folder for the sub-folders of images; or module:function, called "
         "with each feed for its group.",
+    ),
+]
+MetricName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=CHOICE,
+        show_default="by the outputs",
+        help="kl, perplexity, top1, agreement, cosine, sqnr, or module:function: called with a "
+        "list of {output: array}, one for each sample, it returns a number, higher for a better "
+        "model.",
     ),
 ]
 Threads = Annotated[
@@ -287,6 +319,20 @@ def deliver(report: Report, path: Path | None, json: bool, quiet: bool) -> None:
     except KeyboardInterrupt:  # by now something is written
         typer.echo("onnxq: stopped while reporting; the work was done", err=True)
         raise typer.Exit(130) from None
+
+
+def deliver_folder(result: FolderResult, path: Path | None, json: bool, quiet: bool) -> None:
+    """What came of a folder, where the user wants it."""
+    from onnxq import show, show_folder
+
+    if path is not None:
+        write_text(path, result.to_json() + "\n")
+    if json:
+        print_json(result.to_json(), result.warnings)
+    elif quiet:
+        print_warnings(result.warnings)
+    else:
+        show_folder.show_folder(result, show.output_console())
 
 
 def print_json(text: str, warnings: Any) -> None:

@@ -8,15 +8,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from onnxq import graph as g
 from onnxq.calibrate import observe
 from onnxq.checkpoint import NOTHING_KEPT, Checkpoint
 from onnxq.codebook import CodebookTensor
 from onnxq.errors import OnnxqError
+from onnxq.lattice import LatticeTensor
 from onnxq.observe import Observer
 from onnxq.qtype import QParams, QTensor, QType
 from onnxq.report import PassRecord, Report
@@ -66,6 +69,13 @@ class Plan(dict[str, NodePlan]):
         ]
 
 
+class Factors(NamedTuple):
+    """A (out, r) and B (r, in), float16: AB is added to a quantized weight (out, in)."""
+
+    a: NDArray[np.float16]
+    b: NDArray[np.float16]
+
+
 @dataclass
 class Context:
     """What passes share beside the graph."""
@@ -77,8 +87,10 @@ class Context:
     plan: Plan = field(default_factory=Plan)
     stats: dict[str, Any] = field(default_factory=dict)
     weights: Weights[QTensor] = field(default_factory=Weights)
-    codebooks: Weights[CodebookTensor] = field(default_factory=Weights)  # none is in `weights` too
+    # None of these is in `weights` too.
+    codebooks: Weights[CodebookTensor | LatticeTensor] = field(default_factory=Weights)
     activations: dict[str, QParams] = field(default_factory=dict)
+    corrections: dict[str, Factors] = field(default_factory=dict)  # by the name of the weight
     tied: set[str] = field(default_factory=set)  # weights that are stored as one: rounded alike
     # What batch normalisation said of a tensor before it was folded: (mean, deviation) by channel.
     batch_statistics: dict[str, tuple[Any, Any]] = field(default_factory=dict)

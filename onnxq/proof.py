@@ -13,10 +13,12 @@ from onnxq.errors import OnnxqError, one_line
 from onnxq.group_losses import compare_groups, warn_of_groups
 from onnxq.groups import Grouped
 from onnxq.layers import count_macs
+from onnxq.metrics import Metric
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.fake_quant import without_fake_quant
 from onnxq.pipeline import Progress, Result
 from onnxq.report import Report
+from onnxq.reported_metrics import records, shown
 from onnxq.runtime import Session
 from onnxq.sample_checks import compare_ranges, warn_of_ranges
 from onnxq.samples import Samples
@@ -64,9 +66,8 @@ def prove(
     judged: verify.Runs = optimized
     if "CPUExecutionProvider" in providers and (half := verify.with_roundings(result.graph)):
         judged = verify.Recorded(Session.of(half, threads=threads, optimize=False), feeds)
-    compared = verify.compare(said, judged, feeds)
-    verify.check_finite(compared)
-    report.outputs = verify.output_records(compared)
+    metrics = shown((), said, feeds[0], reference)
+    _compare(said, judged, feeds, metrics, report)
     progress("time both models", 2, steps)
     timed = verify.latency([reference, optimized], feeds[0])
     report.float_latency, report.quantized_latency = timed
@@ -77,7 +78,7 @@ def prove(
         said = unquantized = verify.Recorded(
             Session(report.model, threads=threads, optimize=False), feeds
         )
-        report.outputs = verify.output_records(verify.compare(said, judged, feeds))
+        _compare(said, judged, feeds, metrics, report)
     if grouped is not None:
         progress("compare groups", 2, steps)
         reference = (
@@ -102,6 +103,20 @@ def prove(
     report.verified = True
     warn_of_results(report)
     progress("verify", steps, steps)
+
+
+def _compare(
+    said: verify.Runs,
+    quantized: verify.Runs,
+    feeds: Sequence[verify.Feed],
+    metrics: Sequence[Metric],
+    report: Report,
+) -> None:
+    distances = [metric.start() for metric in metrics]
+    compared = verify.compare(said, quantized, feeds, distances)
+    verify.check_finite(compared)
+    report.outputs = verify.output_records(compared)
+    report.metrics = records(metrics, distances)
 
 
 def _check_model(model: Path, source: str) -> None:

@@ -61,6 +61,20 @@ class OutputRecord:
     agreement: float | None = None
 
 
+@dataclass
+class MetricRecord:
+    """One metric of `onnxq.metrics` over the verification samples: the distance to float in `unit`,
+    and what the float model and the quantized one score where the metric scores models.
+    """
+
+    name: str
+    title: str
+    unit: str
+    distance: float
+    float_score: float | None = None
+    quantized_score: float | None = None
+
+
 CLIPPED = 0.001  # share of values; the percentile 99.99 clips a tenth of that by design
 WIDER, NARROWER = 1.5, 0.25  # times the range in calibration
 
@@ -139,6 +153,7 @@ class Report:
     trials: list[TrialRecord] = field(default_factory=list)
     layers: list[LayerRecord] = field(default_factory=list)
     outputs: list[OutputRecord] = field(default_factory=list)
+    metrics: list[MetricRecord] = field(default_factory=list)
     ranges: list[RangeRecord] = field(default_factory=list)
     groups: list[GroupRecord] = field(default_factory=list)
     verification_samples: int = 0
@@ -189,7 +204,8 @@ class Report:
             data.pop(key, None)
         lists = {
             "passes": PassRecord, "trials": TrialRecord, "layers": LayerRecord,
-            "outputs": OutputRecord, "ranges": RangeRecord, "groups": GroupRecord,
+            "outputs": OutputRecord, "metrics": MetricRecord, "ranges": RangeRecord,
+            "groups": GroupRecord,
         }  # fmt: skip
         for key, kind in lists.items():
             data[key] = [kind(**row) for row in data.get(key, [])]

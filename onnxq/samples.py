@@ -22,7 +22,7 @@ from onnxq.preprocess import SETTINGS, Preprocess
 __all__ = ["Feed", "InputSpec", "Preprocessing", "Samples", "input_specs", "open_samples"]
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_ACCEPTED = "give an .npz file, a folder of .npz files or of images, or module:function"
+_ACCEPTED = "give an .npz or .txt file, a folder of .npz files or of images, or module:function"
 
 Preprocessing = str | Path | Mapping[str, Any] | Preprocess | None
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from onnxq.report import Latency, LayerRecord, OutputRecord, Report
+from onnxq.report import Latency, LayerRecord, MetricRecord, OutputRecord, Report
 from onnxq.show_samples import show_groups, show_ranges
 from onnxq.tables import (
     INDENT,
@@ -111,11 +111,25 @@ def _show_result(report: Report, console: Console) -> None:
         medians = milliseconds(before.median_ms), milliseconds(after.median_ms)
         rows.append(("latency, median", *medians, faster(before, after)))
         rows.append(("latency, quartiles", _quartiles(before), _quartiles(after), ""))
+    rows += [_metric_row(record) for record in report.metrics]
     titles = Column(""), Column("float", "right"), Column("quantized", "right"), Column("")
     print_table(console, titles, rows)
     if report.outputs:
         console.print()
         _show_outputs(report, console)
+
+
+def _metric_row(record: MetricRecord) -> tuple[str, str, str, str]:
+    """
+    >>> _metric_row(MetricRecord("perplexity", "", "nat", 0.01, 4.744, 4.8))
+    ('perplexity', '4.744', '4.8', '0.01 nat')
+    >>> _metric_row(MetricRecord("kl", "KL divergence of logits", "nat", 0.01234567))
+    ('KL divergence of logits', '', '', '0.01235 nat')
+    """
+    distance = f"{record.distance:.4g} {record.unit}".rstrip()
+    if record.float_score is None:
+        return record.title, "", "", distance
+    return record.name, f"{record.float_score:.4g}", f"{record.quantized_score:.4g}", distance
 
 
 def _quartiles(latency: Latency) -> str:

@@ -90,7 +90,7 @@ class Solver(Pass, Generic[Coded]):
             if not left:
                 continue
             # Of the whole window: which tensors a run gives out may move them by a rounding.
-            moments = _observe(window, graph, ctx)
+            moments = observe_moments(window, graph, ctx)
             left = [job for job in left if moments[job.name].rows]  # a branch may never have run
             layers = (job.layer(moments.pop(job.name), weights.get(job.name)) for job in left)
             for job, q in zip(left, self._solve_all(left, layers, ctx), strict=True):
@@ -163,7 +163,11 @@ class Job:
 
     @property
     def columns(self) -> int:
-        return math.prod(self.view.tensor.shape) // self.view.rows
+        return self.weights // self.view.rows
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.view.tensor.shape)
 
     @property
     def work(self) -> int:
@@ -222,7 +226,7 @@ def windows(jobs: Iterable[Job], budget: int) -> Iterator[list[Job]]:
         yield window
 
 
-def _observe(window: list[Job], graph: Graph, ctx: Context) -> dict[str, SecondMoments]:
+def observe_moments(window: list[Job], graph: Graph, ctx: Context) -> dict[str, SecondMoments]:
     """Moments of the inputs of every weight, those that several share measured once."""
     if ctx.samples is None:
         raise OnnxqError("rounding by the layers' inputs needs samples, and there are none")

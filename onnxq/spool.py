@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 from onnxq.codebook import CodebookTensor
 from onnxq.errors import OnnxqError
+from onnxq.lattice import LatticeTensor
 from onnxq.qtype import QTensor
 from onnxq.scratch import scratch
 from onnxq.storage import ExternalValues
 
 Array = NDArray[Any]
-Coded = TypeVar("Coded", QTensor, CodebookTensor)
+Coded = TypeVar("Coded", QTensor, CodebookTensor | LatticeTensor)
 LARGE = 1 << 22  # bytes; what is smaller stays in memory
 
 _numbers = count()

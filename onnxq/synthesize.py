@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from onnxq.errors import OnnxqError
 from onnxq.feeds import Feed
-from onnxq.synthetic_images import image_feeds, is_image
+from onnxq.synthetic_images import image_feeds, is_image, settled
 from onnxq.synthetic_inputs import Input, declared, filled, impossible, open_session, run
 from onnxq.synthetic_text import (
     affordable,
@@ -48,7 +48,7 @@ def synthesize(
     """
     session = open_session(model, path)
     rng = np.random.default_rng(seed)
-    inputs = [declared(value, model, leave) for value in session.get_inputs()]
+    inputs = [settled(declared(value, model, leave), path) for value in session.get_inputs()]
     vocabularies = {
         i.name: rows
         for i in inputs

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from onnxq.dead_leaves import Floats, dead_leaves
 from onnxq.errors import OnnxqError
+from onnxq.exported import settings
 from onnxq.feeds import Feed
 from onnxq.synthetic_inputs import Input, filled, open_session
 from onnxq.tensors import is_external, read_in
@@ -37,6 +38,17 @@ def is_image(i: Input) -> bool:
         return False
     _, height, width = _layout(i)
     return min(height, width) >= 8 and (i.shape[1] in (1, 3) or i.shape[3] in (1, 3))
+
+
+def settled(i: Input, path: Path | None) -> Input:
+    """An input of images whose every size is open, with the sizes of the config.json beside it."""
+    known = settings(path) if path else {}
+    side, channels = known.get("image_size"), known.get("num_channels", 3)
+    open_sizes = len(i.shape) == 4 and not any(isinstance(dim, int) for dim in i.shape[1:])
+    if not open_sizes or i.dtype.kind != "f" or i.is_state or side is None:
+        return i
+    sides = side if isinstance(side, list) else [side, side]
+    return i._replace(shape=(i.shape[0], channels, *sides))
 
 
 def _layout(i: Input) -> tuple[int, int, int]:

@@ -151,14 +151,14 @@ def written_feeds(
             seen = text if fixed else text[:, :end]
             scores = _logits(session, _text_feed(inputs, {name: seen}), vocabulary)
             assert scores is not None  # predicts_next saw them
-            text[:, end] = _drawn(scores[:, end - 1 if scores.shape[1] > end else -1], rng)
+            text[:, end] = drawn(scores[:, end - 1 if scores.shape[1] > end else -1], rng)
         written.append(text)
     step = batch if isinstance(ids.shape[0], int) else 1
     text = np.concatenate(written)
     return [_text_feed(inputs, {name: text[k : k + step]}) for k in range(0, len(text), step)]
 
 
-def _drawn(scores: NDArray[Any], rng: np.random.Generator) -> NDArray[np.int64]:
+def drawn(scores: NDArray[Any], rng: np.random.Generator) -> NDArray[np.int64]:
     """One of the 40 likeliest tokens for each row of scores (batch, vocabulary)."""
     scores = scores.astype(np.float64)
     top = min(_TOP, scores.shape[1])

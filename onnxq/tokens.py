@@ -1,10 +1,12 @@
 """Cuts the samples of a decoder along their tokens, so that the later ones are fed with a past.
 
 The input of tokens is cut, and with it whatever has the same symbolic dimension, positions too. An
-attention mask covers past and new tokens: of n tokens, cut into steps,
+attention mask covers past and new tokens, and a switch says whether there is a past: of n tokens,
+cut into steps,
 
     tokens, positions    [start : stop]
     mask                 [0 : stop]
+    use_cache_branch     start > 0
 """
 
 from __future__ import annotations
@@ -81,10 +83,14 @@ class Tokens:
         return [self._cut(feed, start, stop, n) for start, stop in zip(starts, ends, strict=True)]
 
     def _cut(self, feed: Feed, start: int, stop: int, n: int) -> Feed:
-        return {
+        parts = {
             spec.name: feed[spec.name][self._part(spec, feed[spec.name], start, stop, n)]
             for spec in self.given
         }
+        switches = [s for s in self.given if s.dtype.kind == "b" and _named(s, "use_cache")]
+        for spec in switches:
+            parts[spec.name] = np.full_like(parts[spec.name], start > 0)
+        return parts
 
     def _part(
         self, spec: InputSpec, array: NDArray[Any], start: int, stop: int, n: int

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -93,11 +93,24 @@ class Recorded:
 Runs = Session | Recorded
 
 
-def compare(reference: Runs, other: Runs, feeds: Iterable[Feed]) -> dict[str, Comparison]:
+class Watching(Protocol):
+    """Whatever else measures what two models say of each feed."""
+
+    def update(
+        self, feed: Feed, reference: Mapping[str, Array], other: Mapping[str, Array]
+    ) -> None: ...
+
+
+def compare(
+    reference: Runs, other: Runs, feeds: Iterable[Feed], watching: Sequence[Watching] = ()
+) -> dict[str, Comparison]:
     """Every floating-point output that both models have, over the feeds."""
     found = comparisons(names := shared_outputs(reference, other))
     for feed in feeds:
-        update(found, reference.run(feed, names), other.run(feed, names))
+        said, answered = reference.run(feed, names), other.run(feed, names)
+        update(found, said, answered)
+        for distance in watching:
+            distance.update(feed, said, answered)
     return {name: c for name, c in found.items() if c.reference_energy or c.other_energy}
 
 

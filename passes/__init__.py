@@ -1,5 +1,6 @@
 """The algorithms, one file each: prepare the float graph, solve for codes, lower to operators."""
 
+from onnxq.passes.lower.add_low_rank import AddLowRank
 from onnxq.passes.lower.dynamic import Dynamic
 from onnxq.passes.lower.expand import Expand
 from onnxq.passes.lower.float16 import Float16
@@ -24,6 +25,8 @@ from onnxq.passes.solve.fold_fake_quant import FoldFakeQuant
 from onnxq.passes.solve.gptq import GPTQ
 from onnxq.passes.solve.gptq_codebook import GPTQCodebook
 from onnxq.passes.solve.hqq import HQQ
+from onnxq.passes.solve.lattice import Lattice
+from onnxq.passes.solve.low_rank import LowRank
 from onnxq.passes.solve.quantize_bias import QuantizeBias
 from onnxq.passes.solve.reconstruct_layers import ReconstructLayers
 from onnxq.passes.solve.round_to_nearest import RoundToNearest
@@ -36,6 +39,7 @@ __all__ = [
     "GPTQ",
     "HQQ",
     "AdaRound",
+    "AddLowRank",
     "Assign",
     "AutoRound",
     "BiasCorrect",
@@ -50,6 +54,8 @@ __all__ = [
     "FoldFakeQuant",
     "GPTQCodebook",
     "InsertQDQ",
+    "Lattice",
+    "LowRank",
     "MatMulNBits",
     "Normalize",
     "QOperator",

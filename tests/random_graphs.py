@@ -434,7 +434,7 @@ def check_finely(
 
     Of weights in blocks, which no kernel takes in sixteen bits, eight do.
     """
-    if preset.startswith(("int3", "int4", "nf4")):
+    if preset.startswith(("int2", "int3", "int4", "nf4")):
         fine = pipeline(case.model, case.feeds, preset, settings=["assign.format=w8:16"]).graph
     else:
         settings = ["calibrate.method=minmax", "assign.format=w16a16"]

@@ -21,7 +21,7 @@ from onnxq.storage import file_hash, model_size
 from onnxq.verify import Comparison, compare
 
 ROOT = Path(__file__).parents[1]
-CORE = {"onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "ml_dtypes", "typer", "rich"}
+CORE = {"onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "ml_dtypes", "joblib", "typer", "rich"}
 
 
 def saved(case: Case, folder: Path) -> Path:

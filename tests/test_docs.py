@@ -146,7 +146,7 @@ def test_what_a_document_links_to_is_there(document: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["scripts/quickstart", "scripts/test", "scripts/lint", ".ci/run"]
+    "script", ["scripts/quickstart", "scripts/test", "scripts/lint", "scripts/hf-check", ".ci/run"]
 )
 def test_a_script_can_be_run(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK)

@@ -374,7 +374,7 @@ def test_feed_that_is_no_dict() -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path, npz: Path) -> None:
-    assert "do not exist; give an .npz file, a folder" in refused(tmp_path / "nowhere.npz")
+    assert "do not exist; give an .npz or .txt file" in refused(tmp_path / "nowhere.npz")
     assert "do not exist" in refused("nowhere")
     (tmp_path / "calib.csv").write_text("1,2,3")
     assert "calib.csv' is no .npz file; give" in refused(tmp_path / "calib.csv")

@@ -13,11 +13,11 @@ from graphs import Feeds, feeds_of, model, normal, run, samples_of
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
+from onnxq.metrics import metric
 from onnxq.pipeline import Pipeline
 from onnxq.recipe import load_recipe
 from onnxq.target import load_target
 from onnxq.tuning import segments
-from onnxq.tuning.metrics import metric
 from onnxq.tuning.sensitivity import Sensitivity, sensitivity
 
 
@@ -45,9 +45,9 @@ def for_real(
 ) -> float:
     """The distance of a model that was quantized with `include` or `exclude`."""
     made = built(source, feeds, preset, **options)
-    distance = metric(name, run(source, feeds[0])).start()
+    distance = metric(name, feeds[0], run(source, feeds[0])).start()
     for feed in feeds:
-        distance.update(run(source, feed), run(made, feed))
+        distance.update(feed, run(source, feed), run(made, feed))
     return distance.value()
 
 
@@ -117,9 +117,9 @@ def test_awkward_graphs_are_cut_and_put_together_again(name: str, tmp_path: Path
     found = measured(case.model, case.feeds, tmp_path, metric="cosine")
     made = built(case.model, case.feeds)
     expected = case.expected()
-    distance = metric("cosine", expected[0]).start()
+    distance = metric("cosine", case.feeds[0], expected[0]).start()
     for feed, said in zip(case.feeds, expected, strict=True):
-        distance.update(said, run(made, feed, False))  # the runtime fuses less across cuts
+        distance.update(feed, said, run(made, feed, False))  # the runtime fuses less across cuts
     assert found.all_quantized == pytest.approx(distance.value(), rel=0.1, abs=1e-5)
     assert all(layer.alone is not None for layer in found.layers if not layer.reason)
 

@@ -116,3 +116,11 @@ def test_the_number_that_the_model_takes() -> None:
     for n in (0, 5):
         with pytest.raises(OnnxqError, match=f"sample 0: 'input_ids' has {n} tokens and the"):
             steps(given, {"input_ids": np.ones((1, n)), "attention_mask": np.ones((1, n))})
+
+
+def test_a_switch_says_whether_there_is_a_past() -> None:
+    switch = InputSpec("use_cache_branch", np.dtype(bool), (1,))
+    feed = {"input_ids": np.ones((1, 4), int), "use_cache_branch": np.array([False])}
+    first, second = steps([IDS, switch], feed)
+    assert not first["use_cache_branch"].any()
+    assert second["use_cache_branch"].all()

@@ -15,10 +15,10 @@ import onnxq
 from onnxq import cache
 from onnxq.errors import OnnxqError
 from onnxq.knapsack import Choice
+from onnxq.metrics import metric
 from onnxq.report import Latency
 from onnxq.tuning import candidates, mixing, tuner
 from onnxq.tuning.bounds import Bounds, Limit, parse_bounds
-from onnxq.tuning.metrics import metric
 from onnxq.tuning.mixing import last_that
 from onnxq.tuning.result import Tuning
 
@@ -45,11 +45,11 @@ def held_out(folder: Path, feeds: Any) -> tuple[float, float]:
 
     both = onnx.load(folder / "m.onnx"), onnx.load(folder / "m.tuned.onnx")
     first = run(both[0], feeds[0])
-    drop, angle = metric("top1", first).start(), metric("cosine", first).start()
+    drop, angle = (metric(n, feeds[0], first).start() for n in ("top1", "cosine"))
     for feed in feeds:
         said = [run(model, feed) for model in both]
-        drop.update(said[0], said[1])
-        angle.update(said[0], said[1])
+        drop.update(feed, said[0], said[1])
+        angle.update(feed, said[0], said[1])
     return drop.drop() or 0.0, 1 - angle.value()
 
 

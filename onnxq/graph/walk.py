@@ -85,7 +85,7 @@ def is_float(tensor: gs.Tensor) -> bool:
 
 
 def values(tensor: gs.Constant) -> Array:
-    """The values of an initializer, read now and kept by nobody."""
+    """The values of an initializer, read now and kept by nobody; not to be written to."""
     held = tensor._values
     if not isinstance(held, gs.ir.tensor.LazyValues):
         return np.asarray(tensor.values)

@@ -9,6 +9,8 @@ from typing import Any
 
 from onnxq import cache, verify
 from onnxq import graph as g
+from onnxq.metrics import Distance, Metric, class_scores
+from onnxq.metrics import metric as metric_of
 from onnxq.pipeline import Progress
 from onnxq.recipe import Recipe
 from onnxq.report import Latency, Report
@@ -18,8 +20,6 @@ from onnxq.storage import model_size
 from onnxq.target import Target
 from onnxq.tuning.bounds import Bounds
 from onnxq.tuning.meter import float_session
-from onnxq.tuning.metrics import Distance, Metric, class_scores
-from onnxq.tuning.metrics import metric as metric_of
 from onnxq.tuning.variants import Variants, assign_of, decided, with_layers
 
 METADATA = 1024  # bytes that a model says of itself beside its recipe, at most
@@ -139,14 +139,14 @@ class Workshop:
     def score(self, path: Path) -> tuple[float, float, float | None]:
         """Drop, cosine and agreement of a model on the held-out samples."""
         reference, session = self.reference(), self.session(path)
-        distance, angle = self.metric.start(), metric_of("cosine", {}).start()
+        distance, angle = self.metric.start(), metric_of("cosine", {}, {}).start()
         agreed: Distance | None = None
         for number, feed in enumerate(self.held_out):
             said, answered = reference.run(feed), session.run(feed)
             if not number and class_scores(said):
-                agreed = metric_of("agreement", said).start()
+                agreed = metric_of("agreement", feed, said).start()
             for seen in filter(None, (distance, angle, agreed)):
-                seen.update(said, answered)
+                seen.update(feed, said, answered)
         self.measured += 1
         return distance.drop() or 0.0, 1 - angle.value(), 1 - agreed.value() if agreed else None
 

@@ -15,12 +15,12 @@ from onnxq import cache
 from onnxq import graph as g
 from onnxq.digest import digests
 from onnxq.errors import OnnxqError
+from onnxq.metrics import Distance, Metric
 from onnxq.passes import Widen
 from onnxq.pipeline import Pipeline, Plan, Progress
 from onnxq.runtime import Session
 from onnxq.samples import Feed, Samples
 from onnxq.target import load_target
-from onnxq.tuning.metrics import Distance, Metric
 from onnxq.tuning.segments import QUIET, Chain, cuts
 from onnxq.tuning.variants import Variants, differing
 
@@ -118,7 +118,7 @@ class Meter:
             spent += time.perf_counter() - began
             states = chain.run(feed)
             for name, distance in seen.items():
-                distance.update(said, built[name].run(states))
+                distance.update(feed, said, built[name].run(states))
         self._spent.append(spent)
         self.evaluations += len(layers)
         return {name: distance.value() for name, distance in seen.items()}

@@ -17,11 +17,11 @@ from onnxq import cache
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
 from onnxq.knapsack import Choice, front
+from onnxq.metrics import metric as metric_of
 from onnxq.pipeline import Progress
 from onnxq.tuning.bounds import Bounds
 from onnxq.tuning.candidates import Candidate, Workshop, mixed
 from onnxq.tuning.meter import Meter
-from onnxq.tuning.metrics import metric as metric_of
 from onnxq.tuning.timing import layer_times
 from onnxq.tuning.variants import Variants, assign_of, variants, with_format
 
@@ -125,7 +125,8 @@ class Mixer:
         """What each layer does to the outputs when it alone is quantized."""
         shop = self.shop
         few = shop.calibration.slice(0, WEIGHED_ON)
-        weighing = metric_of("auto", shop.reference().run(next(iter(few))))
+        first = next(iter(few))
+        weighing = metric_of("auto", first, shop.reference().run(first))
         identity = (*shop.identity, self.base.recipe.text, format)
         meter = Meter(
             shop.model, self.solved[format], weighing, few, identity, shop.threads, self.progress

@@ -21,6 +21,7 @@ from onnxq import graph as g
 from onnxq.api import Source, _check_inputs, _check_weights, _environment, _with_custom_ops
 from onnxq.errors import OnnxqError
 from onnxq.layers import REFUSED
+from onnxq.metrics import metric as metric_of
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.selectors import Selector
 from onnxq.pipeline import Progress
@@ -30,8 +31,8 @@ from onnxq.samples import Preprocessing
 from onnxq.sampling import Sampling
 from onnxq.storage import load_proto
 from onnxq.target import Target, load_target
+from onnxq.text import MAX_TOKENS
 from onnxq.tuning.meter import Meter, float_session
-from onnxq.tuning.metrics import metric as metric_of
 from onnxq.tuning.variants import decided, variants
 
 
@@ -106,6 +107,8 @@ def sensitivity(
     batch_size: int = 1,
     seed: int = 0,
     threads: int | None = None,
+    tokenizer: str | Path | None = None,
+    max_tokens: int = MAX_TOKENS,
     custom_ops: Sequence[str | Path] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> Sensitivity:
@@ -114,7 +117,7 @@ def sensitivity(
     `samples`, `preprocess`, `states`, `limit`, `include` and `exclude` are as for `quantize`: the
     layers that it would quantize are measured, of them those that match a pattern of `layers`,
     where it has any. The first `measure` samples are measured on. `metric` is a name of
-    `onnxq.tuning.metrics`, `auto`, or `module:function`, which is called with the outputs of all
+    `onnxq.metrics`, `auto`, or `module:function`, which is called with the outputs of all
     samples in order, a list of {output: array}, and returns a number that is higher for a better
     model.
 
@@ -130,11 +133,13 @@ def sensitivity(
     _check_inputs(proto)
     _check_weights(original)
     progress("samples", 0, 1)
-    sampling = Sampling(path, proto, preprocess, states, batch_size, seed, threads)
+    sampling = Sampling(
+        path, proto, preprocess, states, batch_size, seed, threads, tokenizer, max_tokens
+    )
     drawn = sampling.given(samples, limit)
     calibration, measured = sampling.carry(drawn), sampling.carry(drawn.slice(0, measure))
-    known = float_session(path, original, threads).run(next(iter(measured)))
-    chosen_metric = metric_of(metric, known)
+    first = next(iter(measured))
+    chosen_metric = metric_of(metric, first, float_session(path, original, threads).run(first))
     report = Report()
     shared: dict[str, Any] = {"include": tuple(include), "exclude": tuple(exclude)}
     shared["threads"] = threads

@@ -31,20 +31,21 @@ from onnxq.api import (
     quantize,
 )
 from onnxq.errors import OnnxqError
+from onnxq.metrics import Metric, class_scores
+from onnxq.metrics import metric as metric_of
 from onnxq.passes import Assign
 from onnxq.pipeline import Progress
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.report import Latency, Report
-from onnxq.samples import Preprocessing
+from onnxq.samples import Feed, Preprocessing
 from onnxq.sampling import Sampling
 from onnxq.scratch import scratch
 from onnxq.storage import load_proto, model_size
 from onnxq.target import Target, load_target
+from onnxq.text import MAX_TOKENS
 from onnxq.tuning.bounds import Bounds, parse_bounds
 from onnxq.tuning.candidates import Candidate, Workshop
 from onnxq.tuning.meter import float_session
-from onnxq.tuning.metrics import Metric, class_scores
-from onnxq.tuning.metrics import metric as metric_of
 from onnxq.tuning.mixing import Mixer
 from onnxq.tuning.result import Tuning
 from onnxq.tuning.variants import assign_of
@@ -78,6 +79,8 @@ def tune(
     batch_size: int = 1,
     seed: int = 0,
     threads: int | None = None,
+    tokenizer: str | Path | None = None,
+    max_tokens: int = MAX_TOKENS,
     custom_ops: Sequence[str | Path] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> Tuning:
@@ -85,7 +88,7 @@ def tune(
 
     `max_drop` bounds the share of the metric's value that is lost against the float model, "0.5%"
     or 0.005; `min_cosine` the cosine of the outputs; `max_latency` and `max_size` are "0.7x" of the
-    float model's, or "12ms" and "3MB". `metric` is a name of `onnxq.tuning.metrics` or
+    float model's, or "12ms" and "3MB". `metric` is a name of `onnxq.metrics` or
     `module:function`, called with the outputs of the held-out samples in order; `auto` is `top1`
     where outputs are class scores and `cosine` otherwise.
 
@@ -111,7 +114,9 @@ def tune(
     _check_inputs(proto)
     _check_weights(original)
     progress("samples", 0, 1)
-    sampling = Sampling(path, proto, preprocess, states, batch_size, seed, threads)
+    sampling = Sampling(
+        path, proto, preprocess, states, batch_size, seed, threads, tokenizer, max_tokens
+    )
     drawn = sampling.given(samples, 2 * limit + HELD_OUT)
     half = min(limit, len(drawn) // 2)
     if len(drawn) < LEAST_SAMPLES:
@@ -122,7 +127,8 @@ def tune(
     calibration = sampling.carry(drawn.slice(0, half))
     held_out = sampling.carry(drawn.slice(half, half + HELD_OUT))
     report = Report()
-    judge = _judge(metric, float_session(path, original, threads).run(next(iter(held_out))))
+    first = next(iter(held_out))
+    judge = _judge(metric, first, float_session(path, original, threads).run(first))
     with scratch() as folder:
         shop = Workshop(path, original, device, calibration, held_out, judge, folder, threads)
         machine = {k: v for k, v in _environment(path, seed).items() if k not in ("seed", "onnxq")}
@@ -142,7 +148,8 @@ def tune(
         result = quantize(
             path, recipe=named, samples=samples, preprocess=preprocess, states=states,
             output=place, target=device, limit=half, batch_size=batch_size, seed=seed,
-            threads=threads, write=False, progress=progress,
+            threads=threads, tokenizer=tokenizer, max_tokens=max_tokens, write=False,
+            progress=progress,
         )  # fmt: skip
         search.confirm(result.save, folder / "final.onnx", chosen)
         result.report.output, result.report.quantized_bytes = str(place), result.save(place)
@@ -181,15 +188,15 @@ def _with_patterns(recipe: Recipe, include: Sequence[str], exclude: Sequence[str
     return replace(recipe, passes=tuple(more if s is assign else s for s in recipe.passes))
 
 
-def _judge(name: str, outputs: Mapping[str, Any]) -> Metric:
+def _judge(name: str, feed: Feed, outputs: Mapping[str, Any]) -> Metric:
     """The metric that drops are drops of."""
     if name == "auto":
         name = "top1" if class_scores(outputs) else "cosine"
-    judge = metric_of(name, outputs)
+    judge = metric_of(name, feed, outputs)
     if name in ("kl", "sqnr"):
         raise OnnxqError(
             f"{name} has no value that the float model's could drop from; tune by top1, agreement, "
-            "cosine or module:function"
+            "cosine, perplexity or module:function"
         )
     return judge
 

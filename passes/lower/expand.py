@@ -21,11 +21,13 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnxq.passes.lower.lattice import LatticeWriter
 from onnxq.passes.lower.matmul_nbits import Operands, lower_product, packed, scale_tensor, scales_of
 
 from onnxq import graph as g
 from onnxq.codebook import CodebookTensor, ScaleCodes, in_super_blocks
 from onnxq.graph import Graph
+from onnxq.lattice import LatticeTensor
 from onnxq.pipeline import Context, Pass
 from onnxq.qtype import QTensor
 
@@ -34,7 +36,7 @@ _INT32 = int(onnx.TensorProto.INT32)
 
 @dataclass(frozen=True)
 class Expand(Pass):
-    """Codebooks and 3-bit codes, expanded when the model is loaded; all else is left."""
+    """Codebooks, lattice points and 3-bit codes, expanded at load; all else is left."""
 
     name: ClassVar[str] = "expand"
     lowers: ClassVar[bool] = True
@@ -42,19 +44,22 @@ class Expand(Pass):
     def apply(self, graph: Graph, ctx: Context) -> int:
         maker, changes = g.Maker(graph), 0
         for body in g.subgraphs(graph):
-            writer = _Writer(body, maker)
+            writer, lattice = _Writer(body, maker), LatticeWriter(body, maker)
             known: dict[str, Operands] = {}
             for node, plan in ctx.plan.quantized(list(body.nodes)):
                 view = g.weight_view(node)
                 if view is None or not plan.weights_alone:
                     continue
-                name = view.tensor.name
+                name, level = view.tensor.name, plan.rule.accuracy_level if plan.rule else 0
+                found = ctx.codebooks.get(name)
+                if isinstance(found, LatticeTensor):
+                    changes += lattice.lower(node, view, found, level)
+                    continue
                 if name not in known:
                     operands = writer.operands(view, ctx)
                     if operands is None:
                         continue
                     known[name] = operands
-                level = plan.rule.accuracy_level if plan.rule else 0
                 changes += lower_product(body, node, known[name], level, maker)
         g.tidy(graph)
         return changes
@@ -71,8 +76,9 @@ class _Writer:
         """Of a weight that has a codebook or codes of 3 bits; None for any other."""
         if view.node.op not in ("MatMul", "Gemm"):
             return None
-        if view.tensor.name in ctx.codebooks:
-            return self._codebook(view, ctx.codebooks[view.tensor.name])
+        table = ctx.codebooks.get(view.tensor.name)
+        if isinstance(table, CodebookTensor):
+            return self._codebook(view, table)
         q = ctx.weights.get(view.tensor.name)
         if q is not None and q.qtype.blocked and q.qtype.bits == 3:
             return self._three_bits(view, q)
@@ -126,12 +132,16 @@ class _Writer:
         self, name: str, codes: gs.Tensor, values: g.Array, bits: int, wide: int
     ) -> gs.Tensor:
         """Codes of `bits` (out, bytes) as what `values` says of each, in `wide` bits."""
-        table = byte_table(values, bits, wide)
         index = self.maker.emit(self.body, "Cast", [codes], name, to=_INT32)
-        stored = self.maker.shared(f"{name}_table", table)
-        found = self.maker.emit(self.body, "Gather", [stored, index], name)
+        if wide == 8:  # the table would be the most of a small layer: it is made at load too
+            places = self.maker.shared("codes_of_bytes", codes_of_bytes(bits).astype(np.int32))
+            levels = self.maker.shared(f"{name}_levels", values)
+            table = self.maker.emit(self.body, "Gather", [levels, places], f"{name}_table")
+        else:
+            table = self.maker.shared(f"{name}_table", byte_table(values, bits, wide))
+        found = self.maker.emit(self.body, "Gather", [table, index], name)
         rows, columns = codes.shape
-        return self._reshaped(name, found, (rows, columns * table.shape[1]))
+        return self._reshaped(name, found, (rows, columns * wide // bits))
 
     def _blocks(
         self, name: str, codes: gs.Tensor, blocks: tuple[int, ...], group: int, bits: int
@@ -180,6 +190,9 @@ def byte_table(values: g.Array, bits: int, wide: int) -> np.ndarray[Any, np.dtyp
     """What a byte of codes of `bits` becomes, the first in the low bits: the `values` of its codes,
     in `wide` bits each, (256, bytes).
     """
-    shifts = np.arange(0, 8, bits)
-    codes = (np.arange(256)[:, None] >> shifts) & ((1 << bits) - 1)
-    return packed(values[codes], wide)
+    return packed(values[codes_of_bytes(bits)], wide)
+
+
+def codes_of_bytes(bits: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The codes of `bits` in each byte, the first from the low bits, (256, 8 / bits)."""
+    return (np.arange(256)[:, None] >> np.arange(0, 8, bits)) & ((1 << bits) - 1)

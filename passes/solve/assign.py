@@ -111,7 +111,7 @@ class Assign(Pass):
         for format in sorted(formats - {FLOAT}, key=str):
             _check_format(format, self.form, ctx.target)
         standard = self.form != "weights" or any(s.name == "insert-qdq" for s in ctx.lowering)
-        least = max(format.opset if standard else format.opset_of_bytes for format in formats)
+        least = max(f.opset if standard else f.opset_of_bytes for f in formats)
         if graph.opset < least:
             Normalize(least).apply(graph, ctx)
         return Wishes(

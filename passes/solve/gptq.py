@@ -52,8 +52,10 @@ def gptq(layer: Layer, damping: float = 0.01) -> QTensor:
     codes = np.empty_like(start.codes)
     for group, h in enumerate(hessian):
         order = np.argsort(-np.diagonal(h), kind="stable")
-        parts = (np.ascontiguousarray(a[group].T[order]) for a in (weight, start.scale, start.zero))
-        columns = Columns(*parts, feedback(h, order, damping), order, layer)
+        w, scale, zero = (
+            np.ascontiguousarray(a[group].T[order]) for a in (weight, start.scale, start.zero)
+        )
+        columns = Columns(w, scale, zero, feedback(h, order, damping), order, layer)
         columns.solve(0, len(order))
         codes[group, :, order] = columns.codes
     before = output_error(weight - start.real, hessian)
@@ -100,6 +102,7 @@ class Columns:
     target: Array = field(init=False)  # w + f
     error: Array = field(init=False)  # d
     codes: Array = field(init=False)
+    place: Array = field(init=False)  # where in the order each column is
 
     def __post_init__(self) -> None:
         self.target, self.error = self.weight.copy(), np.empty_like(self.weight)

@@ -18,6 +18,7 @@ A layer without room for a bias has E[x x̂ᵀ] and E[x̂ x̂ᵀ] in their place
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -32,6 +33,7 @@ from onnxq.passes.solve.bias_correct import (
     takes_bias,
 )
 from onnxq.passes.solve.coordinate_descent import coordinate_descent
+from onnxq.passes.solve.gptq import gptq
 from onnxq.passes.solve.search_weight_scales import search_weight_scale
 
 from onnxq import graph as g
@@ -52,12 +54,15 @@ UNSURE = 3  # rows of one sample are alike, so that so many count as one
 class ReconstructLayers(Pass):
     """Codes, scales and biases of Conv, Gemm and MatMul anew, from the first layer to the last.
 
-    `damping` is λ. Layers in bodies, weights that several layers share and those of batched MatMul
-    keep what they have. `bias-correct` after it leaves the biases that are set here.
+    `damping` is λ. A model of which depth times weights exceed `largest` is left as it is: its
+    samples run once for each depth. Layers in bodies, weights that several layers share and those
+    of batched MatMul keep what they have. `bias-correct` after it leaves the biases that are set
+    here.
     """
 
     damping: float = 0.3
     sweeps: int = 8
+    largest: float | None = None
     name: ClassVar[str] = "reconstruct-layers"
     needs_samples: ClassVar[bool] = True
 
@@ -68,7 +73,16 @@ class ReconstructLayers(Pass):
         if not todo:
             return 0
         float_graph, namer, done = g.copy(graph), g.Namer(graph), 0
-        for depth in by_depth(ctx.quantized(graph, qdq=True), set(todo)):
+        depths = list(by_depth(graph, set(todo)))
+        weights = sum(math.prod(job.view.tensor.shape) for job in todo.values())
+        if self.largest is not None and len(depths) * weights > self.largest:
+            ctx.report.warn(
+                f"layers were not reconstructed, which would take long: {weights / 1e6:,.0f} "
+                f"million weights run {len(depths)} times for each sample; "
+                "--set reconstruct-layers.largest=1e12 has it done"
+            )
+            return 0
+        for depth in depths:
             for window in windows([todo[name] for name in depth], ctx.memory_budget // 2):
                 graphs = float_graph, ctx.quantized(graph, qdq=True)
                 seen = observe_pairs(graphs, window, ctx.samples, ctx.threads)
@@ -91,8 +105,9 @@ class ReconstructLayers(Pass):
                 continue
             if id(node) not in outermost or len(job.inputs) > 1 or job.view.batched:
                 continue
-            kept = node.op in CHANNELS and lowered.get(node.name) == node.op
-            if kept and not g.is_constant(node.inputs[0]):
+            # The input of one with weights alone keeps its name, whatever the node becomes.
+            kept = ctx.plan[node.name].weights_alone or lowered.get(node.name) == node.op
+            if node.op in CHANNELS and kept and not g.is_constant(node.inputs[0]):
                 found[node.name] = job
         return found
 
@@ -103,6 +118,8 @@ class ReconstructLayers(Pass):
         target = asymmetric_target(weight, moments.hessian, moments.cross, self.damping)
         layer = Layer(target, job.qtype, moments.hessian, job.pair_limit, None)
         start = search_weight_scale(layer)
+        if job.qtype.blocked:
+            start = gptq(layer._replace(start=start))
         q = ctx.weights[job.name] = coordinate_descent(layer._replace(start=start), self.sweeps)
         if centred:
             wanted = mean_output(weight, moments.mean)
@@ -186,8 +203,10 @@ def observe_pairs(
     graphs: tuple[Graph, Graph], window: Sequence[Job], samples: Samples, threads: int | None
 ) -> list[Pairs]:
     """Inputs of the same layers in the float graph and the quantized one, in two runs at once."""
-    names = [{node.name: node.inputs[0].name for node in graph.nodes} for graph in graphs]
-    wanted = [[by_node[job.view.node.name] for job in window] for by_node in names]
+    by_node = [{n.name: n.inputs[0].name for n in graph.nodes if n.inputs} for graph in graphs]
+    in_float = [by_node[0][job.view.node.name] for job in window]
+    in_codes = [by_node[1].get(j.view.node.name, x) for j, x in zip(window, in_float, strict=True)]
+    wanted = [in_float, in_codes]
     probes = [
         Probe(graph, list(dict.fromkeys(tensors)), threads=threads)
         for graph, tensors in zip(graphs, wanted, strict=True)

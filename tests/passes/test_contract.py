@@ -20,16 +20,17 @@ from onnxq.qtype import QType
 from onnxq.recipe import load_recipe
 
 SOLVERS = str(Path(__file__).parent / "solvers.toml")
-FEW_BITS = ("w4a8", "int4-rtn", "nf4", "int3", "int4-qdq")
+FEW_BITS = ("w4a8", "int4-rtn", "int4-qdq", "nf4", "int3", "int2")
 PRESETS = (
     "int8-static", "int8-dynamic", "int16x8", "int8-static-qoperator", *SCHEMES, *FEW_BITS,
     pytest.param(SOLVERS, id="solvers"),
 )  # fmt: skip
 LOWERING = ("insert-qdq", "dynamic", "qoperator", "matmul-nbits")
-CHANGE_THE_FUNCTION = ("assign", "bias-correct", "reconstruct-layers", "expand")
+CHANGE_THE_FUNCTION = ("assign", "bias-correct", "reconstruct-layers", "expand", "add-low-rank")
 LEAST_COSINE = 0.99
-LEAST_COSINE_OF_FEW_BITS = 0.8  # weights of 4 bits keep about 18 dB, and a layer adds to the next
-LEAST_SQNR = 24.0  # dB, between graph optimizations off and on
+LEAST_COSINE_OF_FEW_BITS = 0.75  # 4 bits keep about 18 dB, 2 bits 10; a layer adds to the next
+LEAST_SQNR = 25.0  # dB, between graph optimizations off and on
+LEAST_SQNR_OF_BLOCKS = 22.0  # kernels for blocks round activations to 8 bits, with optimizations on
 EXACT_WEIGHTS = 40.0  # dB: biases round, and kernels fall to either side of a tie
 
 
@@ -59,6 +60,8 @@ def check_close(
     graph: g.Graph, feeds: Feeds, expected: list[dict[str, Array]], least: float
 ) -> float:
     """The least cosine; optimizations on and off agree."""
+    blocks = any(node.op == "MatMulNBits" for node in g.walk(graph))
+    agree = LEAST_SQNR_OF_BLOCKS if blocks else LEAST_SQNR
     cosines = [1.0]
     plain, optimized = ([run(graph, f, optimize) for f in feeds] for optimize in (False, True))
     for key in expected[0]:
@@ -69,7 +72,7 @@ def check_close(
             cosines.append(cosine([o[key] for o in said], want))
         for one, other in zip(plain, optimized, strict=True):
             if one[key].dtype.kind == "f" and one[key].any():
-                assert sqnr(other[key], one[key]) >= LEAST_SQNR
+                assert sqnr(other[key], one[key]) >= agree
     assert min(cosines) >= least
     return min(cosines)
 

@@ -189,7 +189,8 @@ def test_a_weight_of_two_layers_is_stored_once() -> None:
     )  # fmt: skip
     graph, _ = lowered(made, Codebook(), format="w4:32")
     assert sum(n.op == "MatMulNBits" for n in g.walk(graph)) == 2
-    assert sum(t.values.nbytes for t in g.constants(graph)) < 64 * 32 + 64 * 2 * 2 + 600
+    codes = [t for t in g.constants(graph) if t.values.shape == (64, 32)]
+    assert len({t.name for t in codes}) == 1
 
 
 def test_what_has_no_such_codes_is_left_to_other_passes() -> None:

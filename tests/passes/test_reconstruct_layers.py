@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import Array, Feeds, feeds_of, model, normal, run, samples_of
-from onnxq.passes import BiasCorrect, CoordinateDescent, ReconstructLayers, SearchScales
+from onnxq.passes import GPTQ, BiasCorrect, CoordinateDescent, ReconstructLayers, SearchScales
 from onnxq.passes.solve.coordinate_descent import coordinate_descent
 from onnxq.passes.solve.reconstruct_layers import Pairs, asymmetric_target, mean_output
 from rounding import correlated, layer
@@ -179,3 +179,31 @@ def test_weights_that_layers_share_keep_their_codes_and_the_same_run_gives_the_s
     moved = [name for name in before if not np.array_equal(before[name], after[name])]
     assert moved == ["own"]
     assert twice.to_proto().SerializeToString() == one.to_proto().SerializeToString()
+
+
+def test_weights_alone_in_blocks_make_up_for_each_other_too() -> None:
+    """Their kernels take the place of the nodes, and leave the tensors between them."""
+    text = """(float[n,64] x) => (float[n,16] y) {
+        a = MatMul (x, w1)
+        b = Add (a, b1)
+        r = Relu (b)
+        c = MatMul (r, w2)
+        d = Add (c, b2)
+        s = Relu (d)
+        y = MatMul (s, w3)
+    }"""
+    made = model(
+        text, w1=normal(64, 64, scale=0.2), b1=normal(64, seed=1), w2=normal(64, 64, seed=2) * 0.2,
+        b2=normal(64, seed=3), w3=normal(64, 16, seed=4),
+    )  # fmt: skip
+    mix = normal(64, 64, seed=7)
+    feeds = [{"x": feed["x"] @ mix} for feed in feeds_of(64, x=(16, 64))]
+    steps = load_recipe("int4-rtn").passes
+    errors = []
+    for added in ([SearchScales(activations=False), GPTQ(), CoordinateDescent()], None):
+        passes = (*steps[:-1], *(added or [ReconstructLayers()]), steps[-1])
+        samples = samples_of(made, feeds[:32])
+        done = Pipeline(passes).run(g.load(made), samples, load_target("cpu"), threads=1)
+        outputs = [(run(g.load(made), f)["y"], run(done.graph, f)["y"]) for f in feeds[32:]]
+        errors.append(sum(float(np.square(want - said).sum()) for want, said in outputs))
+    assert errors[1] < 0.95 * errors[0]

@@ -1,7 +1,7 @@
 """How far a model's answers are from the float model's, by the name of a measure.
 
 Every metric is a distance: 0 for equal answers and more for worse ones, but for `sqnr`, which is
-noise over signal in dB. One is fed the outputs of both models sample by sample.
+noise over signal in dB. One is fed each feed with the outputs of both models for it.
 
     kl      mean over all rows of Σ p ln(p/q), p and q the softmax of the class scores, in nats
     top1    top-1 accuracy lost, where p says how likely each class is the right answer: mean over
@@ -9,6 +9,7 @@ noise over signal in dB. One is fed the outputs of both models sample by sample.
     agreement    share of the rows whose largest class score is another than the float model's
     cosine  1 − cosine of all values of an output, of the output where it is largest
     sqnr    10 log₁₀(noise/signal) over all values of an output, of the output where it is largest
+    perplexity    of the samples' tokens; the distance is what ln(perplexity) rises by, in nats
     module:function    a function of your own; the distance is what its value falls by
 """
 
@@ -25,12 +26,13 @@ from numpy.typing import NDArray
 
 from onnxq.errors import OnnxqError, suggest
 from onnxq.iterables import imported
+from onnxq.perplexity import NextToken, Perplexity, log_softmax
 from onnxq.verify import Comparison, is_no_score
 
 Array = NDArray[Any]
 Outputs = Mapping[str, Array]
 Judge = Callable[[list[Outputs]], float]  # of the outputs of all samples in order; more is better
-NAMES = ("kl", "top1", "agreement", "cosine", "sqnr")
+NAMES = ("kl", "top1", "agreement", "cosine", "sqnr", "perplexity")
 _OF_SCORES = ("kl", "top1", "agreement")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _SCORES = re.compile(r"logit|prob|score|class|softmax", re.IGNORECASE)
@@ -39,9 +41,12 @@ _SCORES = re.compile(r"logit|prob|score|class|softmax", re.IGNORECASE)
 class Distance(Protocol):
     """Of two models on all samples that it was updated with."""
 
-    def update(self, reference: Outputs, other: Outputs) -> None: ...
+    def update(self, feed: Outputs, reference: Outputs, other: Outputs) -> None: ...
 
     def value(self) -> float: ...
+
+    def scored(self) -> tuple[float, float] | None:
+        """What the float model and the other score; None where only their distance is told."""
 
     def drop(self) -> float | None:
         """The distance as a share of the float model's score; None where it has none."""
@@ -62,11 +67,11 @@ class Metric:
         return ":" not in self.name
 
 
-def metric(name: str, outputs: Outputs) -> Metric:
-    """A metric by its name, for a model with such outputs; `auto` is `kl` for class scores and
-    `cosine` otherwise.
+def metric(name: str, feed: Outputs, outputs: Outputs) -> Metric:
+    """A metric by its name, for a model that says such outputs of such a feed; `auto` is `kl` for
+    class scores and `cosine` otherwise.
 
-    Raises OnnxqError for a name that is none, and where the outputs are no class scores.
+    Raises OnnxqError for a name that is none, and where the outputs are not what it is for.
     """
     scores = class_scores(outputs)
     if name == "auto":
@@ -84,6 +89,16 @@ def metric(name: str, outputs: Outputs) -> Metric:
             return Metric(name, f"top-1 disagreement on {of}", lambda: _Agreement(scores))
         title = f"top-1 accuracy on {of}, by the float model's own probabilities"
         return Metric(name, title, lambda: _Top1(scores))
+    if name == "perplexity":
+        where = NextToken.find(feed, outputs)
+        if where is None:
+            raise OnnxqError(
+                "perplexity is for models that score the next token of a text, and none of the "
+                f"outputs {', '.join(outputs)} has a row for each token of an input; take kl, "
+                "cosine or sqnr"
+            )
+        title = f"rise of ln(perplexity) of {where.ids}"
+        return Metric(name, title, lambda: Perplexity(where), "nat")
     if name == "cosine":
         return Metric(name, "1 − cosine of the outputs", lambda: _Cosine())
     if name == "sqnr":
@@ -121,16 +136,18 @@ def _rows(values: Array) -> NDArray[np.float64]:
     return values.reshape(-1, values.shape[-1]).astype(np.float64)
 
 
-def _log_softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+def _log_of(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """ln p (rows, classes); of what is probabilities already, their logarithm."""
     if scores.size and scores.min() >= 0 and np.allclose(scores.sum(-1), 1, atol=1e-3):
         return np.log(np.maximum(scores, 1e-12))
-    shifted = scores - scores.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return log_softmax(scores)
 
 
 class _Measured:
     def drop(self) -> float | None:
+        return None
+
+    def scored(self) -> tuple[float, float] | None:
         return None
 
 
@@ -140,9 +157,9 @@ class _KL(_Measured):
     total: float = 0.0
     rows: int = 0
 
-    def update(self, reference: Outputs, other: Outputs) -> None:
+    def update(self, feed: Outputs, reference: Outputs, other: Outputs) -> None:
         for name in self.scores:
-            p, q = (_log_softmax(_rows(outputs[name])) for outputs in (reference, other))
+            p, q = (_log_of(_rows(outputs[name])) for outputs in (reference, other))
             self.total += float((np.exp(p) * (p - q)).sum())
             self.rows += len(p)
 
@@ -156,7 +173,7 @@ class _Agreement(_Measured):
     wrong: int = 0
     rows: int = 0
 
-    def update(self, reference: Outputs, other: Outputs) -> None:
+    def update(self, feed: Outputs, reference: Outputs, other: Outputs) -> None:
         for name in self.scores:
             a, b = _rows(reference[name]).argmax(-1), _rows(other[name]).argmax(-1)
             self.wrong += int((a != b).sum())
@@ -183,10 +200,10 @@ class _Top1(_Measured):
     expected: float = 0.0
     rows: int = 0
 
-    def update(self, reference: Outputs, other: Outputs) -> None:
+    def update(self, feed: Outputs, reference: Outputs, other: Outputs) -> None:
         for name in self.scores:
             a, b = _rows(reference[name]), _rows(other[name])
-            p, every = np.exp(_log_softmax(a)), np.arange(len(a))
+            p, every = np.exp(_log_of(a)), np.arange(len(a))
             best = p[every, a.argmax(-1)]
             self.kept += float(best.sum())
             self.lost += float((best - p[every, b.argmax(-1)]).sum())
@@ -218,7 +235,7 @@ class _Pooled(_Measured):
 
     seen: dict[str, Comparison] = field(default_factory=dict)
 
-    def update(self, reference: Outputs, other: Outputs) -> None:
+    def update(self, feed: Outputs, reference: Outputs, other: Outputs) -> None:
         for name, values in reference.items():
             if name in other and isinstance(values, np.ndarray) and _is_real(values):
                 known = self.seen.setdefault(name, Comparison(scores=False))
@@ -247,15 +264,20 @@ class _Judged:
     float_outputs: list[Outputs] = field(default_factory=list)
     outputs: list[Outputs] = field(default_factory=list)
 
-    def update(self, reference: Outputs, other: Outputs) -> None:
+    def update(self, feed: Outputs, reference: Outputs, other: Outputs) -> None:
         self.float_outputs.append(reference)
         self.outputs.append(other)
 
+    def scored(self) -> tuple[float, float]:
+        return self._score(self.float_outputs), self._score(self.outputs)
+
     def value(self) -> float:
-        return self._score(self.float_outputs) - self._score(self.outputs)
+        reference, other = self.scored()
+        return reference - other
 
     def drop(self) -> float:
-        return self.value() / (abs(self._score(self.float_outputs)) or 1.0)
+        reference, other = self.scored()
+        return (reference - other) / (abs(reference) or 1.0)
 
     def _score(self, outputs: list[Outputs]) -> float:
         try:
