@@ -124,8 +124,8 @@ def quantize(
     device = target if isinstance(target, Target) else load_target(target)
     place = Path(output) if output else path.with_name(f"{path.stem}.{chosen.name}.onnx")
     _check_paths(path, place)
-    original = g.load(path)
     model_proto = load_proto(path)
+    original = g.load(model_proto, path.parent)
     _check_inputs(model_proto)
     _check_weights(original)
     report = Report(
@@ -232,6 +232,9 @@ def _check_weights(graph: g.Graph) -> None:
             if not g.is_constant(held) or not g.is_float(held):
                 continue
             values = np.atleast_1d(g.values(held))
+            with np.errstate(over="ignore", invalid="ignore"):
+                if np.isfinite(values.sum(dtype=values.dtype)):
+                    continue
             step = max(1, (1 << 22) * len(values) // max(1, values.size))  # rows at a time
             for start in range(0, len(values), step):
                 wrong = np.argwhere(~np.isfinite(values[start : start + step]))
