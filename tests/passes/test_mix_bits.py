@@ -27,7 +27,7 @@ EIGHT = 8 + (16 + 8) / 16
 
 
 def mixed(source: onnx.ModelProto, feeds: Any, bits: float) -> Result:
-    settings = ["assign.format=w4:16", f"mix-bits.bits={bits}"]
+    settings = ["assign.format=w4:16", "assign.scale_bits=16", f"mix-bits.bits={bits}"]
     return pipeline(source, feeds, "int4-mixed", settings=settings)
 
 
@@ -67,7 +67,8 @@ def test_no_other_choice_within_the_budget_is_better() -> None:
             continue
         chosen = [nodes[name] for name, own in zip(names, wide, strict=True) if own]
         layers = ", ".join(f'"{name}=w8:16"' for name in chosen)
-        settings = ["assign.format=w4:16", "mix-bits.bits=1", f"assign.layers=[{layers}]"]
+        settings = ["assign.format=w4:16", "assign.scale_bits=16", "mix-bits.bits=1"]
+        settings.append(f"assign.layers=[{layers}]")
         other = pipeline(source, feeds, "int4-mixed", settings=settings)
         assert found <= error(other) * 1.05
 
