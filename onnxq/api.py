@@ -24,7 +24,6 @@ from onnxq.errors import OnnxqError
 from onnxq.group_losses import compare_groups
 from onnxq.groups import GroupBy, Grouped, Groups
 from onnxq.layers import count_macs, record_layers
-from onnxq.metrics import records, shown
 from onnxq.passes import Assign, FoldBatchNorm, FoldFakeQuant, Normalize, SpareSlow, Widen
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.fake_quant import is_trained
@@ -32,6 +31,7 @@ from onnxq.pipeline import MEMORY_BUDGET, Pass, Pipeline, Progress, Result
 from onnxq.proof import LAYER_SAMPLES, VERIFICATION_SAMPLES, prove, warn_of_results
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.report import LayerRecord, Report
+from onnxq.reported_metrics import records, shown
 from onnxq.runtime import Session
 from onnxq.runtime import custom_ops as registered
 from onnxq.samples import Feed, Preprocessing, Samples, input_specs
@@ -124,8 +124,8 @@ def quantize(
     device = target if isinstance(target, Target) else load_target(target)
     place = Path(output) if output else path.with_name(f"{path.stem}.{chosen.name}.onnx")
     _check_paths(path, place)
-    original = g.load(path)
     model_proto = load_proto(path)
+    original = g.load(model_proto, path.parent)
     _check_inputs(model_proto)
     _check_weights(original)
     report = Report(
@@ -232,6 +232,9 @@ def _check_weights(graph: g.Graph) -> None:
             if not g.is_constant(held) or not g.is_float(held):
                 continue
             values = np.atleast_1d(g.values(held))
+            with np.errstate(over="ignore", invalid="ignore"):
+                if np.isfinite(values.sum(dtype=values.dtype)):
+                    continue
             step = max(1, (1 << 22) * len(values) // max(1, values.size))  # rows at a time
             for start in range(0, len(values), step):
                 wrong = np.argwhere(~np.isfinite(values[start : start + step]))

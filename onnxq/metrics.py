@@ -27,8 +27,7 @@ from numpy.typing import NDArray
 from onnxq.errors import OnnxqError, suggest
 from onnxq.iterables import imported
 from onnxq.perplexity import NextToken, Perplexity, log_softmax
-from onnxq.report import MetricRecord
-from onnxq.verify import Comparison, Runs, is_no_score
+from onnxq.verify import Comparison, is_no_score
 
 Array = NDArray[Any]
 Outputs = Mapping[str, Array]
@@ -111,27 +110,6 @@ def metric(name: str, feed: Outputs, outputs: Outputs) -> Metric:
         f"there is no metric {name!r}; give module:function, or one of {', '.join(NAMES)}"
         + suggest(name, NAMES)
     )
-
-
-def shown(names: Sequence[str], said: Runs, feed: Outputs, session: Runs) -> list[Metric]:
-    """What a report measures beside cosine and SQNR: the KL divergence where outputs are class
-    scores, perplexity where they are a language model's, and the metrics `names`. `said` knows what
-    `session` says of the feed.
-    """
-    outputs = said.run(feed)
-    where = NextToken.find(feed, outputs)
-    fitting = ["kl"] if class_scores(outputs) else []
-    fitting += ["perplexity"] if where is not None and where.holds(session, feed) else []
-    wanted = dict.fromkeys([*fitting, *(name for name in names if name != "auto")])
-    return [metric(name, feed, outputs) for name in wanted]
-
-
-def records(metrics: Sequence[Metric], distances: Sequence[Distance]) -> list[MetricRecord]:
-    """What was measured, for a report."""
-    return [
-        MetricRecord(m.name, m.title, m.unit, seen.value(), *(seen.scored() or (None, None)))
-        for m, seen in zip(metrics, distances, strict=True)
-    ]
 
 
 def class_scores(outputs: Outputs) -> list[str]:

@@ -13,11 +13,12 @@ from onnxq.errors import OnnxqError, one_line
 from onnxq.group_losses import compare_groups, warn_of_groups
 from onnxq.groups import Grouped
 from onnxq.layers import count_macs
-from onnxq.metrics import Metric, records, shown
+from onnxq.metrics import Metric
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.fake_quant import without_fake_quant
 from onnxq.pipeline import Progress, Result
 from onnxq.report import Report
+from onnxq.reported_metrics import records, shown
 from onnxq.runtime import Session
 from onnxq.sample_checks import compare_ranges, warn_of_ranges
 from onnxq.samples import Samples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 import weakref
@@ -279,12 +280,23 @@ def model_size(path: str | Path) -> int:
 
 def data_paths(path: Path) -> set[Path]:
     """The data files that a model reads. Raises OnnxqError for what is no model."""
+    if path.is_file() and not _mentions(path, b"location"):  # the key of each external tensor
+        return set()
     model = _parsed(path)
     return {
         extent(tensor, path.parent).path
         for tensor in chain(initializers(model), other_tensors(model))
         if is_external(tensor)
     }
+
+
+def _mentions(path: Path, text: bytes) -> bool:
+    """Whether a file holds some bytes: found quicker than a large model is parsed."""
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
+            return held.find(text) >= 0
 
 
 def file_hash(path: str | Path) -> str:

@@ -85,6 +85,10 @@ def check_functions(model: ModelProto) -> None:
 
 def check_text(message: Message) -> None:
     """That names and texts are UTF-8; where they are not, protobuf hands on bytes."""
+    if isinstance(message, TensorProto):  # whose numbers are many, and no text
+        message = TensorProto(
+            name=message.name, doc_string=message.doc_string, external_data=message.external_data
+        )
     for field, value in message.ListFields():
         if field.type == field.TYPE_STRING:
             for text in value if field.is_repeated else (value,):

@@ -360,7 +360,7 @@ def data_outside_in_a_body(folder: Path) -> Path:
         (truncated, "not an ONNX model, or cut off"),
         (text_file, "not an ONNX model"),
         (empty_file, "not an ONNX model"),
-        (a_folder, "is a folder; name the .onnx file in it"),
+        (a_folder, "holds no ONNX file; make one with"),
         (missing, "there is no model"),
         (cyclic, "the graph has a cycle: node"),
         (cyclic_through_a_body, "the graph has a cycle: node 'h' (MatMul)"),

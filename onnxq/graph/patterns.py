@@ -30,6 +30,7 @@ from onnxq.graph.walk import (
     subgraphs,
     values,
 )
+from onnxq.graph.weights import weight_view
 
 Term = tuple["str | float | Term", ...]
 
@@ -110,6 +111,41 @@ def find(graph: Graph) -> list[Pattern]:
             if not any(id(node) in taken for node in pattern.nodes):
                 taken |= {id(node) for node in pattern.nodes}
                 found.append(pattern)
+    return found
+
+
+def projections(patterns: list[Pattern]) -> set[str]:
+    """Names of the layers that make what attention reads, and of those that read its output."""
+    names: set[str] = set()
+    for pattern in patterns:
+        if pattern.kind == "attention":
+            own = {id(node) for node in pattern.nodes}
+            outside = [
+                maker
+                for node in pattern.nodes
+                for tensor in node.inputs
+                if (maker := producer(tensor)) is not None and id(maker) not in own
+            ]
+            names |= _first_layers(outside, up=True)
+            names |= _first_layers(list(pattern.output.outputs), up=False)
+    return names
+
+
+def _first_layers(nodes: list[Node], up: bool) -> set[str]:
+    """Names of the first operators with weights on every way, up or down the graph."""
+    found: set[str] = set()
+    seen: set[int] = set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if node.op in ("MatMul", "Gemm") and weight_view(node) is not None:
+            found.add(node.name)
+        elif up:
+            nodes += [maker for t in node.inputs if (maker := producer(t)) is not None]
+        else:
+            nodes += [reader for t in node.outputs for reader in t.outputs]
     return found
 
 

@@ -34,10 +34,11 @@ CARRIED = "onnxq_carried"  # what graphsurgeon drops: kept on the graph as a Mod
 _MAPPED = 1 << 30  # bytes of external weights; more are read by a session from their files
 
 
-def load(source: str | Path | onnx.ModelProto) -> Graph:
+def load(source: str | Path | onnx.ModelProto, folder: Path | None = None) -> Graph:
     """A graph from a file or a ModelProto; external weights are read only when somebody asks.
 
-    Local functions are inlined; nodes and the tensors of bodies get names of their own.
+    `folder` is where a ModelProto that was read from a file has its external weights. Local
+    functions are inlined; nodes and the tensors of bodies get names of their own.
     """
     model = source if isinstance(source, onnx.ModelProto) else load_proto(source)
     try:
@@ -49,6 +50,7 @@ def load(source: str | Path | onnx.ModelProto) -> Graph:
         raise OnnxqError(f"this model cannot be read: {text}; check it with onnx.checker") from None
     if not isinstance(source, onnx.ModelProto):
         folder = Path(source).parent
+    if folder is not None:
         for constant in constants(graph):
             values = constant._values
             if isinstance(values, gs.ir.tensor.LazyValues) and values.tensor.external_data:

@@ -18,6 +18,7 @@ A layer without room for a bias has E[x x̂ᵀ] and E[x̂ x̂ᵀ] in their place
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -53,12 +54,15 @@ UNSURE = 3  # rows of one sample are alike, so that so many count as one
 class ReconstructLayers(Pass):
     """Codes, scales and biases of Conv, Gemm and MatMul anew, from the first layer to the last.
 
-    `damping` is λ. Layers in bodies, weights that several layers share and those of batched MatMul
-    keep what they have. `bias-correct` after it leaves the biases that are set here.
+    `damping` is λ. A model of which depth times weights exceed `largest` is left as it is: its
+    samples run once for each depth. Layers in bodies, weights that several layers share and those
+    of batched MatMul keep what they have. `bias-correct` after it leaves the biases that are set
+    here.
     """
 
     damping: float = 0.3
     sweeps: int = 8
+    largest: float | None = None
     name: ClassVar[str] = "reconstruct-layers"
     needs_samples: ClassVar[bool] = True
 
@@ -69,7 +73,16 @@ class ReconstructLayers(Pass):
         if not todo:
             return 0
         float_graph, namer, done = g.copy(graph), g.Namer(graph), 0
-        for depth in by_depth(graph, set(todo)):
+        depths = list(by_depth(graph, set(todo)))
+        weights = sum(math.prod(job.view.tensor.shape) for job in todo.values())
+        if self.largest is not None and len(depths) * weights > self.largest:
+            ctx.report.warn(
+                f"layers were not reconstructed, which would take long: {weights / 1e6:,.0f} "
+                f"million weights run {len(depths)} times for each sample; "
+                "--set reconstruct-layers.largest=1e12 has it done"
+            )
+            return 0
+        for depth in depths:
             for window in windows([todo[name] for name in depth], ctx.memory_budget // 2):
                 graphs = float_graph, ctx.quantized(graph, qdq=True)
                 seen = observe_pairs(graphs, window, ctx.samples, ctx.threads)

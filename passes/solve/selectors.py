@@ -9,7 +9,10 @@ from fnmatch import fnmatchcase
 from onnxq import graph as g
 from onnxq.errors import OnnxqError, suggest
 from onnxq.graph import Graph, Node
+from onnxq.graph.patterns import find, projections
 from onnxq.target import Format
+
+ATTENTION = "part:attention"  # layers that make its queries, keys and values, or read its output
 
 
 class Selector:
@@ -32,7 +35,8 @@ class Selector:
 def formats_by_node(layers: Sequence[str], graph: Graph) -> dict[str, Format]:
     """Node name → format, of `pattern=format`; the last that matches wins.
 
-    A pattern that is a node's name means this node alone, whatever characters are in it. Raises
+    A pattern that is a node's name means this node alone, whatever characters are in it, and
+    `part:attention` the layers into and out of attention. Raises
     OnnxqError for what is no format and for a pattern that matches nothing.
     """
     nodes = list(g.walk(graph))
@@ -40,6 +44,9 @@ def formats_by_node(layers: Sequence[str], graph: Graph) -> dict[str, Format]:
     for layer in layers:
         pattern, format = split(layer)
         named = [node for node in nodes if node.name == pattern]
+        if pattern == ATTENTION:
+            parts = projections(find(graph))
+            named = [node for node in nodes if node.name in parts]
         matching = named or [node for node in nodes if _matches(pattern, node)]
         if not matching:
             raise no_match(pattern, nodes)
