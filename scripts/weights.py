@@ -5,7 +5,8 @@
     layers          tr(ΔHΔᵀ) after GPTQ ÷ after rounding, on the layers of real models
     models          every weight preset and block size on real models: size, quality, seconds;
                     --markdown FILE writes the page and, beside it, the plot; --results FILE keeps
-                    rows as they come and takes over those that are in it
+                    rows as they come and takes over those that are in it; --preset NAME
+                    (again for more) measures no others of ours
     gptq-speed      seconds for one layer of 4096 × 4096, given H
     rounding-speed  MB of float weights per second ÷ onnxruntime's
     memory          peak memory on a model of --gigabytes (3) made from a config
@@ -70,6 +71,7 @@ class Settings:
     bench: Bench
     page: Path | None
     results: Path | None
+    presets: list[str]
     gigabytes: float
 
     @property
@@ -266,7 +268,7 @@ def self_text(settings: Settings) -> Iterator[Line]:
 
 
 def models(settings: Settings) -> Iterator[Line]:
-    return weights_models.figure(settings.bench, settings.results, settings.page)
+    return weights_models.figure(settings.bench, settings.results, settings.page, settings.presets)
 
 
 def memory(settings: Settings) -> Iterator[Line]:
@@ -294,6 +296,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--markdown", type=Path, dest="page")
     parser.add_argument("--results", type=Path)
+    parser.add_argument("--preset", action="append", default=[], dest="presets")
     parser.add_argument("--gigabytes", type=float, default=3.0)
     given = parser.parse_args(arguments)
     logging.disable(logging.INFO)  # onnxruntime's tools tell of every node
@@ -305,7 +308,7 @@ def main(arguments: list[str]) -> None:
     spec.loader.exec_module(score)
     with tempfile.TemporaryDirectory(prefix="onnxq-weights-") as scratch, cache.disabled():
         bench = Bench(given.shared, Path(scratch), score)
-        settings = Settings(bench, given.page, given.results, given.gigabytes)
+        settings = Settings(bench, given.page, given.results, given.presets, given.gigabytes)
         for name in FIGURES if "all" in given.figures else given.figures:
             for line in FIGURES[name](settings):
                 console.print(*line, sep=" | ", soft_wrap=True, highlight=False, markup=False)
