@@ -6,24 +6,23 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 from accuracy import CALIBRATION, NOTES, TEXTS, markdown_table
 
-import onnxq
-
 SENTENCES = 400  # of the dev split; the last of it calibrate
 COLUMNS = ["tool", "recipe", "block", "size, MB", "÷ float", "seconds"]
 LOSS = {"stories260K": "KL to float", "all-MiniLM-L6-v2": "1 − cosine"}
 LEAST = 1e-7  # loss on the plot: below is rounding
-OURS, FRONT, THEIRS = "#7a8ca6", "#0b4fa3", "#c2410c"
-# Where a label may go around its point: offset in points, alignment.
+OURS, FRONT, THEIRS = "#5b6b82", "#0b4fa3", "#c2410c"
+# Where the middle of a label's near end may go around its point, in pixels, nearest first.
 PLACES = [
-    (dx, dy, across, "center")
-    for dy in (0, 8, -8, 16, -16, 25, -25, 34, -34)
-    for dx, across in ((8, "left"), (-8, "right"))
+    (radius * math.cos(angle), radius * math.sin(angle))
+    for radius in (12, 16, *range(24, 240, 12))
+    for angle in (k * math.pi / 12 for k in (0, 12, 1, 13, 23, 11, 3, 9, 15, 21, 5, 7, 17, 19))
 ]
 
 PAGE = """# Weights alone: quality against size
@@ -82,13 +81,13 @@ def write(page: Path, rows: Sequence[Row]) -> None:
     plot = page.with_suffix(".svg")
     text = PAGE.format(
         calibration=CALIBRATION, texts=TEXTS, sentences=SENTENCES, cores=os.cpu_count(),
-        onnxruntime=ort.__version__, onnxq=onnxq.__version__, plot=plot.name,
+        onnxruntime=ort.__version__, onnxq=metadata.version("onnxq"), plot=plot.name,
         tables="\n\n".join(f"## {name}\n\n{table(name, some)}" for name, some in of_model.items()),
     )  # fmt: skip
     old = page.read_text("utf-8") if page.exists() else ""
     _, heading, notes = old.partition(NOTES)
     page.write_text(text + (f"\n{heading}{notes}" if heading else ""), "utf-8")
-    draw(plot, of_model)
+    draw(plot, {name: some for name, some in of_model.items() if drawn(some)})
 
 
 def table(name: str, rows: Sequence[Row]) -> str:
@@ -106,12 +105,12 @@ def table(name: str, rows: Sequence[Row]) -> str:
 
 
 def front(rows: Sequence[Row]) -> list[Row]:
-    """Those than which none is both smaller and better, by size."""
-    best: list[Row] = []
-    for row in sorted(rows, key=lambda r: (r.bytes, r.loss)):
-        if not best or row.loss < best[-1].loss:
-            best.append(row)
-    return best
+    """Those than which none is better that is as small, within 1 %, by size."""
+    best = [
+        row for row in rows
+        if not any(other.loss < row.loss and other.bytes <= 1.01 * row.bytes for other in rows)
+    ]  # fmt: skip
+    return sorted(best, key=lambda row: row.bytes)
 
 
 def draw(path: Path, of_model: dict[str, list[Row]]) -> None:
@@ -126,7 +125,7 @@ def draw(path: Path, of_model: dict[str, list[Row]]) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(
-        len(of_model), 1, figsize=(11, 7.5 * len(of_model)), squeeze=False, layout="constrained"
+        len(of_model), 1, figsize=(12, 9 * len(of_model)), squeeze=False, layout="constrained"
     )
     for panel, (name, rows) in zip(panels[:, 0], of_model.items(), strict=True):
         draw_panel(panel, name, rows)
@@ -134,8 +133,12 @@ def draw(path: Path, of_model: dict[str, list[Row]]) -> None:
     pyplot.close(figure)
 
 
+def drawn(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.bytes and row.tool != "float32"]
+
+
 def draw_panel(panel: Any, name: str, rows: Sequence[Row]) -> None:
-    there = [row for row in rows if row.bytes and row.tool != "float32"]
+    there = drawn(rows)
     ours = [row for row in there if row.tool == "onnxq"]
     best = front(ours)
     styles = (
@@ -144,17 +147,19 @@ def draw_panel(panel: Any, name: str, rows: Sequence[Row]) -> None:
         ([r for r in there if r.tool != "onnxq"],
          {"color": THEIRS, "marker": "X", "s": 64}, "onnxruntime"),
     )  # fmt: skip
-    panel.plot(*zip(*map(point, best), strict=True), color=FRONT, linewidth=1.5, zorder=1)
+    if best:
+        panel.plot(*zip(*map(point, best), strict=True), color=FRONT, linewidth=1.5, zorder=1)
     panel.set(xscale="log", yscale="log", xlabel="size, MB", ylabel=LOSS[name], title=name)
     for group, style, label in styles:
-        panel.scatter(*zip(*map(point, group), strict=True), label=label, zorder=2, **style)
+        if group:
+            panel.scatter(*zip(*map(point, group), strict=True), label=label, zorder=2, **style)
     panel.margins(x=0.12, y=0.06)
     panel.grid(True, which="both", color="#e4e7ec", linewidth=0.6)
     panel.xaxis.set_major_formatter("{x:g}")
     panel.xaxis.set_minor_formatter("{x:g}")
-    panel.legend(loc="upper right")
+    legend = panel.legend(loc="upper right")
     panel.figure.canvas.draw()  # places are known from here on
-    taken = [mark(panel, row) for row in there]
+    taken = [legend.get_window_extent(), *(mark(panel, row) for row in there)]
     for group, style, _ in reversed(styles):
         for row in sorted(group, key=lambda r: r.bytes):
             taken.append(put_label(panel, row, style["color"], taken))
@@ -169,26 +174,33 @@ def mark(panel: Any, row: Row) -> Any:
     from matplotlib.transforms import Bbox
 
     x, y = panel.transData.transform(point(row))
-    return Bbox.from_bounds(x - 5, y - 5, 10, 10)
+    return Bbox.from_bounds(x - 6, y - 6, 12, 12)
 
 
 def put_label(panel: Any, row: Row, color: str, taken: Sequence[Any]) -> Any:
-    """A label where it covers least of what is there. Returns its box in pixels."""
+    """A label at the nearest place that is free, or covers least. Returns its box in pixels."""
+    from matplotlib.transforms import Bbox
+
+    text = panel.annotate(row.label, point(row), fontsize=9, color=color, va="center")
+    own = text.get_window_extent()
+    text.remove()
+    x, y = panel.transData.transform(point(row))
     tried = []
-    for dx, dy, across, down in PLACES:
-        text = panel.annotate(
-            row.label, point(row), (dx, dy), textcoords="offset points", ha=across, va=down,
-            color=color, fontsize=9,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5} if dy else None,
-        )  # fmt: skip
-        box = text.get_window_extent()
-        tried.append((sum(covered(box, other) for other in taken), len(tried), text, box))
-        if not tried[-1][0]:
+    for dx, dy in PLACES:
+        left = x + dx if dx > 0 else x + dx - own.width
+        box = Bbox.from_bounds(left, y + dy - own.height / 2, own.width, own.height)
+        outside = own.width * own.height - covered(box, panel.bbox)
+        tried.append((outside + sum(covered(box, other) for other in taken), len(tried), box))
+        if tried[-1][0] < 1:
             break
-    _, _, chosen, box = min(tried)
-    for _, _, text, _ in tried:
-        if text is not chosen:
-            text.remove()
+    _, place, box = min(tried)
+    dx, dy = (72 / panel.figure.dpi * shift for shift in PLACES[place])
+    line = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
+    panel.annotate(
+        row.label, point(row), (dx, dy), textcoords="offset points", fontsize=9, color=color,
+        ha="left" if dx > 0 else "right", va="center",
+        arrowprops=line if math.hypot(dx, dy) > 14 else None,
+    )  # fmt: skip
     return box
 
 
