@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,12 +123,39 @@ def decoder(path: Path, gigabytes: float) -> int:
 
 
 def child(code: str, *arguments: object) -> list[float]:
-    """What a process of its own prints: its peak memory in MiB, and perhaps seconds."""
+    """What a process of its own prints: its peak memory in MiB, and perhaps seconds.
+
+    Where it and the processes that it starts took more together, that is the peak.
+    """
     command = [sys.executable, "-c", SAMPLES + code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    return [float(word) for word in done.stdout.split()]
+    together = 0.0
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as complaints:
+        process = subprocess.Popen(command, stdout=said, stderr=complaints)
+        try:
+            while process.poll() is None:
+                together = max(together, memory_of(process.pid))
+                time.sleep(0.2)
+        finally:
+            process.kill()
+        said.seek(0)
+        complaints.seek(0)
+        if process.returncode:
+            raise RuntimeError(complaints.read().strip().splitlines()[-1])
+        peak, *others = map(float, said.read().split())
+    return [max(peak, together), *others]
+
+
+def memory_of(process: int) -> float:
+    """MiB that a process and all that it started hold now, what they share counted once."""
+    total, todo = 0.0, [process]
+    while todo:
+        folder = Path(f"/proc/{todo.pop()}")
+        with contextlib.suppress(OSError):  # it has just ended
+            lines = (folder / "smaps_rollup").read_text("ascii").splitlines()
+            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+            for started in folder.glob("task/*/children"):
+                todo += map(int, started.read_text("ascii").split())
+    return total
 
 
 def figure(scratch: Path, gigabytes: float) -> Iterator[Line]:

@@ -183,7 +183,7 @@ def measure(judge: Judge, tool: str, recipe: str, block: int | None) -> Row:
         said = judge(made)
         return Row(*row.key, model_size(made), *said, seconds)
     except Exception as error:  # of any tool: what stops is a row that says why
-        text = " ".join(str(error).split())[:160]
+        text = " ".join(str(error).rpartition("failed:")[2].split())[:160]
         return Row(*row.key, reason=f"{type(error).__name__}: {text}")
 
 
