@@ -157,7 +157,7 @@ def draw_panel(panel: Any, name: str, rows: Sequence[Row]) -> None:
     panel.grid(True, which="both", color="#e4e7ec", linewidth=0.6)
     panel.xaxis.set_major_formatter("{x:g}")
     panel.xaxis.set_minor_formatter("{x:g}")
-    legend = panel.legend(loc="upper right")
+    legend = panel.legend(loc="lower left")  # small and good is where nothing is
     panel.figure.canvas.draw()  # places are known from here on
     taken = [legend.get_window_extent(), *(mark(panel, row) for row in there)]
     for group, style, _ in reversed(styles):
