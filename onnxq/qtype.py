@@ -22,7 +22,7 @@ Codes = NDArray[Any]  # ml_dtypes' 2- and 4-bit integers are no subtype of np.in
 _LEAST_HALF = 2.0**-11  # float16 is exact to 2⁻¹⁴ of itself there, to 2⁻²⁵ whatever the size
 
 _SPEC = re.compile(
-    r"(?P<sign>[us])(?P<bits>\d+)(?P<asym>a)?(?P<power>p)?(?::(?P<group>channel|\d+))?"
+    r"(?P<sign>[us])(?P<bits>\d+)(?P<asym>a)?(?P<power>p)?(?::(?P<group>channel|\d+))?(?P<codes>/4)?"
 )
 
 
@@ -32,14 +32,15 @@ class QType:
 
     `group` is None for one scale per tensor, -1 for one per output channel, n for one per block of
     n neighbours along the input axis. With `power_of_two` every scale is one: hardware without a
-    multiplier for scales shifts instead.
+    multiplier for scales shifts instead. `scale_bits` are those of a block's scale in the file: 16
+    are a float, 4 a code under a step per row (see `super_blocks`).
 
     >>> QType.parse("s8:channel")      # symmetric, codes -127..127, a scale per output channel
-    QType(bits=8, signed=True, symmetric=True, group=-1, power_of_two=False)
-    >>> QType.parse("u8a")             # asymmetric, codes 0..255, a scale per tensor
-    QType(bits=8, signed=False, symmetric=False, group=None, power_of_two=False)
-    >>> QType.parse("s8p").power_of_two
-    True
+    QType(bits=8, signed=True, symmetric=True, group=-1, power_of_two=False, scale_bits=16)
+    >>> str(QType(8, signed=False, symmetric=False))  # codes 0..255, a scale per tensor
+    'u8a'
+    >>> QType.parse("s8p").power_of_two, QType.parse("u4a:32/4").scale_bits
+    (True, 4)
     """
 
     bits: int = 8
@@ -47,10 +48,13 @@ class QType:
     symmetric: bool = True
     group: int | None = None
     power_of_two: bool = False
+    scale_bits: int = 16
 
     @classmethod
     def parse(cls, text: str) -> QType:
         """Read `[u|s]BITS[a][p][:channel|:BLOCK]`: `a` is asymmetric, `p` power-of-two scales.
+
+        `/4` after the block of an asymmetric format are scales of 4 bits.
 
         Raises ValueError for anything else.
         """
@@ -60,26 +64,34 @@ class QType:
                 f"{text!r} is no number format; write for example s8, u8a, s8:channel or u4a:32"
             )
         group = {None: None, "channel": -1}.get(match["group"], match["group"])
+        takes_codes = group not in (None, -1) and match["asym"] and not match["power"]
+        if match["codes"] and not takes_codes:
+            raise ValueError(
+                f"{text!r}: scales of 4 bits are for asymmetric blocks, as in u4a:32/4"
+            )
         return cls(
             bits=int(match["bits"]),
             signed=match["sign"] == "s",
             symmetric=match["asym"] is None,
             group=None if group is None else int(group),
             power_of_two=match["power"] is not None,
+            scale_bits=4 if match["codes"] else 16,
         )
 
     def __str__(self) -> str:
         group = {None: "", -1: ":channel"}.get(self.group, f":{self.group}")
         marks = ("" if self.symmetric else "a") + ("p" if self.power_of_two else "")
-        return f"{'s' if self.signed else 'u'}{self.bits}{marks}{group}"
+        scales = "" if self.scale_bits == 16 else f"/{self.scale_bits}"
+        return f"{'s' if self.signed else 'u'}{self.bits}{marks}{group}{scales}"
 
     @property
     def scheme(self) -> str:
         """In words, for a report: `per channel, symmetric`."""
         groups = {None: "per tensor", -1: "per channel"}
         granularity = groups.get(self.group, f"per block of {self.group}")
-        power = ", scales powers of two" if self.power_of_two else ""
-        return f"{granularity}, {'symmetric' if self.symmetric else 'asymmetric'}{power}"
+        scales = ", scales powers of two" if self.power_of_two else ""
+        scales += "" if self.scale_bits == 16 else f", scales of {self.scale_bits} bits"
+        return f"{granularity}, {'symmetric' if self.symmetric else 'asymmetric'}{scales}"
 
     @property
     def qmax(self) -> int:
@@ -142,7 +154,8 @@ class QParams:
 @dataclass(frozen=True)
 class QTensor:
     """A quantized weight. `codes` is (out, in); `scale` and `zero` are () per tensor,
-    (out,) per channel, (out, in / block) per block.
+    (out,) per channel, (out, in / block) per block. `step` (out,) is there where scales are codes:
+    each is an integer, 1 to 15, times the step of its row.
 
     >>> w = np.array([[1.0, -2.0], [0.5, 0.25]], np.float32)
     >>> s8 = QType.parse("s8:channel")
@@ -155,6 +168,7 @@ class QTensor:
     scale: Floats
     zero: Codes
     qtype: QType
+    step: Floats | None = None
 
     def dequantize(self) -> NDArray[np.float32]:
         """Real values, (out, in) float32."""

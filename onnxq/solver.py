@@ -27,6 +27,7 @@ from onnxq.calibrate import observe
 from onnxq.codebook import CodebookTensor
 from onnxq.errors import OnnxqError
 from onnxq.graph import Graph
+from onnxq.lattice import LatticeTensor
 from onnxq.observe_channels import Hessian, SecondMoments
 from onnxq.pipeline import Context, Pass
 from onnxq.qtype import Floats, QTensor, QType
@@ -48,7 +49,7 @@ class Layer(NamedTuple):
     qtype: QType
     hessian: NDArray[np.floating[Any]]
     pair_limit: int | None
-    start: QTensor | CodebookTensor | None
+    start: QTensor | CodebookTensor | LatticeTensor | None
 
 
 @dataclass(frozen=True)
@@ -138,14 +139,14 @@ class WeightSolver(Solver[QTensor]):
 
 
 @dataclass(frozen=True)
-class CodebookSolver(Solver[CodebookTensor]):
+class CodebookSolver(Solver[CodebookTensor | LatticeTensor]):
     """For weights that have one."""
 
-    def solved(self, ctx: Context) -> Weights[CodebookTensor]:
+    def solved(self, ctx: Context) -> Weights[CodebookTensor | LatticeTensor]:
         return ctx.codebooks
 
     def takes(self, name: str, ctx: Context) -> bool:
-        return name in ctx.codebooks
+        return isinstance(ctx.codebooks.get(name), CodebookTensor)
 
 
 @dataclass
@@ -186,7 +187,9 @@ class Job:
         """Of H, of the product that is added to it, and of H shrunk."""
         return 3 * 4 * self.inputs[0][1].groups * self.columns**2
 
-    def layer(self, seen: SecondMoments, start: QTensor | CodebookTensor | None) -> Layer:
+    def layer(
+        self, seen: SecondMoments, start: QTensor | CodebookTensor | LatticeTensor | None
+    ) -> Layer:
         hessian = seen.shrunk(self.alike)
         return Layer(self.view.matrix(), self.qtype, hessian, self.pair_limit, start)
 

@@ -38,6 +38,12 @@ ENDS = st.floats(-1e4, 1e4, width=32).filter(lambda v: v == 0 or abs(v) > 1e-3)
         ("u8a", QType(8, False, False, None), (0, 255), "per tensor, asymmetric"),
         ("s8a:channel", QType(8, True, False, -1), (-128, 127), "per channel, asymmetric"),
         ("u4a:32", QType(4, False, False, 32), (0, 15), "per block of 32, asymmetric"),
+        (
+            "u4a:32/4",
+            QType(4, False, False, 32, scale_bits=4),
+            (0, 15),
+            "per block of 32, asymmetric, scales of 4 bits",
+        ),
         ("u8", QType(8, False, True, None), (1, 255), "per tensor, symmetric"),
         ("u3a:32", QType(3, False, False, 32), (0, 7), "per block of 32, asymmetric"),
         ("s3:32", QType(3, True, True, 32), (-4, 3), "per block of 32, symmetric"),

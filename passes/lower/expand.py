@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnxq.passes.lower.lattice import LatticeWriter
-from onnxq.passes.lower.matmul_nbits import Operands, lower_product, packed, scale_tensor
+from onnxq.passes.lower.matmul_nbits import Operands, lower_product, packed, scale_tensor, scales_of
 
 from onnxq import graph as g
 from onnxq.codebook import CodebookTensor, ScaleCodes, in_super_blocks
@@ -106,7 +106,7 @@ class _Writer:
         dtype = np.dtype(view.tensor.dtype)
         tensors = [
             self._blocks(name, wide, q.scale.shape, group, 4),
-            scale_tensor(self.body, name, q.scale, dtype, self.maker),
+            scales_of(self.body, name, q, dtype, self.maker),
         ]
         if not middle:
             tensors.append(self.maker.shared(f"{name}_zero_point", packed(zero, 4)))

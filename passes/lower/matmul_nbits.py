@@ -8,8 +8,13 @@ B (N, blocks, bytes of a block) with the codes of low columns in low bits, rows 
 filled up to whole bytes, and without them 2^(bits−1) for all. GatherBlockQuantized looks up rows of
 a table in the same layout, so that a table and the output layer tied to it are one initializer.
 
-Scales are float16 in the file, behind a Cast, and B is behind a Reshape. ONNX Runtime computes both
-when it loads the model. With its optimizations off it does not, and multiplies floats exactly: B
+Scales are float16 in the file, behind a Cast, and B is behind a Reshape. Scales that are codes are
+two to a byte,
+
+    codes ─ Cast ─ Gather ─▶ pairs ─ Reshape ─ Slice ─▶ k ─ Mul ─▶ scales,    step ─ Cast ─▶ Mul,
+
+Gather reading both codes of a byte as floats in a table of all bytes. ONNX Runtime computes all of
+it when it loads the model. With its optimizations off it does not, and multiplies floats exactly: B
 must not be an initializer then, for onnxruntime 1.31 would pack it for the fast kernel without the
 scales, and be wrong. `g_idx` is wrong with packed zero points and at 2 bits: it is never written.
 """
@@ -30,6 +35,7 @@ from onnxq.errors import OnnxqError
 from onnxq.graph import Graph, Node
 from onnxq.pipeline import Context, NodePlan, Pass
 from onnxq.qtype import QTensor
+from onnxq.super_blocks import scale_codes
 
 CONTRIB = "com.microsoft"
 
@@ -117,11 +123,37 @@ def _grid(
     body: Graph, name: str, q: QTensor, dtype: np.dtype[Any], maker: g.Maker
 ) -> list[gs.Tensor]:
     """Scales, in float16 where that is exact, and zero points that are not the middle."""
-    scales = scale_tensor(body, name, q.scale, np.dtype(dtype), maker)
+    scales = scales_of(body, name, q, np.dtype(dtype), maker)
     if (q.zero.view(np.uint8) == q.qtype.middle).all():
         return [scales]
     zeros = packed(q.zero.view(np.uint8), q.qtype.bits)
     return [scales, maker.shared(f"{name}_zero_point", zeros)]
+
+
+def scales_of(
+    body: Graph, name: str, q: QTensor, dtype: np.dtype[Any], maker: g.Maker
+) -> gs.Tensor:
+    """Scales (out, blocks) of a weight in the type of the activations."""
+    if q.step is None:
+        return scale_tensor(body, name, q.scale, dtype, maker)
+    base = f"{name}_scale"
+
+    def emit(op: str, *inputs: gs.Tensor | g.Array, **attributes: int) -> gs.Variable:
+        tensors = [maker.shared(base, a) if isinstance(a, np.ndarray) else a for a in inputs]
+        return maker.emit(body, op, tensors, base, **attributes)
+
+    def sizes(*values: int) -> g.Array:
+        return np.array(values, np.int64)
+
+    stored = packed(scale_codes(q.scale, q.step).reshape(1, -1), 4)[0]
+    both = np.stack([np.arange(256) % 16, np.arange(256) // 16], axis=1).astype(dtype)
+    codes = emit("Gather", both, emit("Cast", stored, to=int(onnx.TensorProto.INT32)))
+    if q.scale.size % 2:
+        codes = emit("Slice", emit("Reshape", codes, sizes(-1)), sizes(0), sizes(q.scale.size))
+    codes = emit("Reshape", codes, sizes(*q.scale.shape))
+    scales = emit("Mul", codes, scale_tensor(body, f"{name}_step", q.step[:, None], dtype, maker))
+    scales.dtype = dtype
+    return scales
 
 
 def scale_tensor(
@@ -200,7 +232,8 @@ def _products(
     found = []
     for number, part in enumerate(slices):
         rows = slice(number * out, (number + 1) * out)
-        matrix = replace(q, codes=q.codes[rows], scale=q.scale[rows], zero=q.zero[rows])
+        step = None if q.step is None else q.step[rows]
+        matrix = replace(q, codes=q.codes[rows], scale=q.scale[rows], zero=q.zero[rows], step=step)
         operands = Operands.of(body, f"{name}_{number}", matrix, view.tensor.dtype, maker)
         found.append(multiply(body, part, operands, accuracy_level, node.name, maker))
     missing = np.arange(max(0, view.rank - rank))

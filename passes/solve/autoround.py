@@ -25,6 +25,7 @@ from onnxq.passes.solve.hessian import Array, started
 from onnxq.errors import OnnxqError
 from onnxq.qtype import QTensor, QType, block_scale, spread
 from onnxq.solver import Layer, WeightSolver
+from onnxq.super_blocks import on_steps
 
 
 @dataclass(frozen=True)
@@ -61,19 +62,24 @@ def autoround(layer: Layer, steps: int = 200) -> QTensor:
 
 
 class Learned(NamedTuple):
-    """V (out, in), α and β as scales are, and the range (low, high) that these are shares of."""
+    """V (out, in), α and β as scales are, and the range (low, high) that these are shares of.
+
+    `step` (out, 1) is there where scales are multiples of it.
+    """
 
     v: Array
     alpha: Array
     beta: Array
     low: Array
     high: Array
+    step: Array | None = None
 
     @classmethod
     def beginning(cls, weight: Array, q: QTensor) -> Learned:
         zero, ones = q.zero.astype(np.float32), np.ones_like(q.scale)
         low, high = (q.scale * (edge - zero) for edge in (q.qtype.qmin, q.qtype.qmax))
-        return cls(np.zeros_like(weight), ones, ones, low, high)
+        step = None if q.step is None else q.step[:, None]
+        return cls(np.zeros_like(weight), ones, ones, low, high, step)
 
     def moved(self, gradient: tuple[Array, Array, Array], rate: np.float32) -> Learned:
         v, alpha, beta = (
@@ -108,7 +114,7 @@ def forward(
         zero = qtype.qmin - beta * now.low / np.where(scale > 0, scale, 1)
         zero = np.clip(nearest(zero), qtype.qmin, qtype.qmax)
     if qtype.blocked and nearest is np.rint:
-        scale = block_scale(scale, qtype)
+        scale = block_scale(scale, qtype) if now.step is None else on_steps(scale, now.step)
     s, z = (spread(a, weight.shape, qtype.group) for a in (scale, zero))
     free = nearest(weight / s + now.v) + z
     codes = np.clip(free, qtype.qmin, qtype.qmax)

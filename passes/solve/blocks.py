@@ -21,6 +21,10 @@ PCM": codes and levels in turn):
 Every candidate is rounded as files hold it before its E is taken, and the plain range is the first:
 E never exceeds that of rounding without clipping.
 
+Scales that are codes under a step per row (see `super_blocks`) are far apart. The step is that of
+the row's widest range. Tried are also the scale itself and its neighbours, k − 1 and k + 1, with
+zero points by which the levels lie around the middle of the range.
+
 A weight is worked on in tiles (blocks, group, rows) that stay in the cache, with rows innermost: a
 minimum or sum over a block is then elementwise over rows, which vector instructions do best.
 """
@@ -30,6 +34,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +51,7 @@ from onnxq.qtype import (
     fits_half,
     stored_scale,
 )
+from onnxq.super_blocks import covering, on_steps, row_steps
 
 TILE = 1 << 16  # weights of a tile: three arrays of it fit the second-level cache
 ROWS = 496  # of a tile; a power of two would have its rows share few lines of the cache
@@ -54,6 +61,9 @@ FLIPPED = (1.0, 0.95, 0.9, 0.85, 0.8)  # with the other sign, symmetric formats 
 FITS = 2
 
 Tile = NDArray[np.float32]
+Stored = Callable[[Tile], Tile]  # scales (blocks, 1, rows) as files hold them
+# Scales and zero points of a tile (place, x, those of its ranges, E[x²]).
+Choose = Callable[["Where", Tile, Tile, Tile, Tile | None], tuple[Tile, Tile]]
 
 
 class Where(NamedTuple):
@@ -112,22 +122,59 @@ def round_blocks(
     `square` is E[x²], broadcastable to (out, in); without it all inputs count alike. The result
     does not depend on the number of threads.
     """
-    square = None if square is None else relative(square)
-    found, ranges = _rounded(weight, qtype, square, clip, True, threads)
+    square = None if square is None or not clip else relative(square)
+    if qtype.scale_bits < 16:
+        step = row_steps(range_scales(weight, qtype), qtype)
+        found, _ = _rounded(weight, qtype, square, _steps(step, qtype, clip), threads)
+        return replace(found, step=step)
+    found, ranges = _rounded(weight, qtype, square, _floats(True, qtype, clip), threads)
     if not fits_half(ranges, qtype):
-        found, _ = _rounded(weight, qtype, square, clip, False, threads)
+        found, _ = _rounded(weight, qtype, square, _floats(False, qtype, clip), threads)
     return found
+
+
+def _floats(half: bool, qtype: QType, clip: bool) -> Choose:
+    """Scales that are floats, float16 or not."""
+    stored = partial(stored_scale, half=half)
+
+    def choose(_: Where, x: Tile, base: Tile, z: Tile, square: Tile | None) -> tuple[Tile, Tile]:
+        s = stored(base)
+        return (clipped(x, s, base, z, qtype, stored, square) if clip else s), z
+
+    return choose
+
+
+def _steps(step: Floats, qtype: QType, clip: bool) -> Choose:
+    """Scales that are multiples of the steps (out,) of their rows."""
+
+    def choose(
+        place: Where, x: Tile, base: Tile, z: Tile, square: Tile | None
+    ) -> tuple[Tile, Tile]:
+        unit = step[place.rows]
+        s = covering(base, unit)
+        if not clip:
+            return s, z
+        s = clipped(x, s, base, z, qtype, partial(on_steps, step=unit), square)
+        return balanced(x, s, z, unit, qtype, square)
+
+    return choose
+
+
+def range_scales(weight: Floats, qtype: QType) -> Floats:
+    """Scales (out, blocks) of the blocks' ranges, not rounded; 0 of a block of zeros."""
+    starts = np.arange(0, weight.shape[1], qtype.group)
+    low, high = (f.reduceat(weight, starts, axis=1) for f in (np.minimum, np.maximum))
+    return block_range(low, high, qtype)[0]
 
 
 def _rounded(
     weight: Floats,
     qtype: QType,
     square: Floats | None,
-    clip: bool,
-    half: bool,
+    choose: Choose,
     threads: int | None,
 ) -> tuple[QTensor, Floats]:
-    """Codes under scales in float16 or not, and the scales of the blocks' ranges."""
+    """Codes, and the scales of the blocks' ranges."""
     assert qtype.group is not None
     codes = np.empty(weight.shape, qtype.byte)
     scale = np.empty((len(weight), -(-weight.shape[1] // qtype.group)), np.float32)
@@ -136,11 +183,9 @@ def _rounded(
     def solve(place: Where) -> None:
         x = place.read(weight)
         base, z = block_range(x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True), qtype)
+        seen = None if square is None else place.read(square)
         with np.errstate(over="ignore", invalid="ignore"):  # such a candidate is never best
-            s = stored_scale(base, half)
-            if clip:
-                seen = None if square is None else place.read(square)
-                s = clipped(x, base, z, qtype, half, seen)
+            s, z = choose(place, x, base, z, seen)
             place.write(codes, centered(x, s, z, qtype) + z)
         for array, tile in ((ranges, base), (scale, s), (zero, z)):
             place.write_blocks(array, tile)
@@ -182,9 +227,19 @@ def error(x: Tile, scale: Tile, codes: Tile, square: Tile | None) -> Tile:
     return codes.sum(axis=1, keepdims=True)
 
 
-def clipped(x: Tile, base: Tile, zero: Tile, qtype: QType, half: bool, square: Tile | None) -> Tile:
-    """The scales (blocks, 1, rows) of least E; `base` are those of the blocks' ranges."""
-    best = stored_scale(base, half)
+def clipped(
+    x: Tile,
+    first: Tile,
+    base: Tile,
+    zero: Tile,
+    qtype: QType,
+    stored: Stored,
+    square: Tile | None,
+) -> Tile:
+    """The scales (blocks, 1, rows) of least E; `base` are those of the blocks' ranges, `first` the
+    same as files hold them.
+    """
+    best = first
     least = error(x, best, centered(x, best, zero, qtype), square)
 
     def keep_better(scale: Tile) -> None:
@@ -194,10 +249,28 @@ def clipped(x: Tile, base: Tile, zero: Tile, qtype: QType, half: bool, square: T
         best, least = np.where(better, scale, best), np.where(better, tried, least)
 
     for shrink in (*SHRINKS, *(-f for f in FLIPPED if qtype.symmetric)):
-        keep_better(stored_scale(base * np.float32(shrink), half))
+        keep_better(stored(base * np.float32(shrink)))
     for _ in range(FITS):
         codes = centered(x, best, zero, qtype)
-        keep_better(stored_scale(fitted(x, best, codes, square), half))
+        keep_better(stored(fitted(x, best, codes, square)))
+    return best
+
+
+def balanced(
+    x: Tile, scale: Tile, zero: Tile, step: Floats, qtype: QType, square: Tile | None
+) -> tuple[Tile, Tile]:
+    """Scales and zero points of no more E, among k and its neighbours with centred levels."""
+    best, least = (scale, zero), error(x, scale, centered(x, scale, zero, qtype), square)
+    middle = (x.min(axis=1, keepdims=True) + x.max(axis=1, keepdims=True)) / 2
+    for move in (0, -1, 1):
+        s = on_steps(scale + move * step, step)
+        exact = np.float32((qtype.qmin + qtype.qmax) / 2) - middle / s
+        for z in (np.floor(exact), np.ceil(exact)):
+            z = np.clip(z, qtype.qmin, qtype.qmax)
+            tried = error(x, s, centered(x, s, z, qtype), square)
+            better = tried < least
+            best = np.where(better, s, best[0]), np.where(better, z, best[1])
+            least = np.where(better, tried, least)
     return best
 
 

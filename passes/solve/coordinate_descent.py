@@ -53,7 +53,8 @@ def coordinate_descent(layer: Layer, sweeps: int = 8) -> QTensor:
         if not moved:
             break
         if not layer.qtype.power_of_two:
-            scale = refit_scales(weight, now, hessian, scale, layer.qtype.group or 0)
+            size = layer.qtype.group or 0
+            scale = refit_scales(weight, now, hessian, scale, size, start.step)
         found = replace(start, codes=from_groups(codes, layer.qtype), scale=scale)
         now = by_group(found, len(hessian))
     return replace(start, codes=from_groups(now.codes, layer.qtype), scale=scale)

@@ -22,11 +22,13 @@ block the iterate of least Σ |W − Ŵ|ᵖ is kept, and the start is one of the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 from onnxq.passes.solve.blocks import (
+    Stored,
     Tile,
     Where,
     centered,
@@ -38,6 +40,7 @@ from onnxq import graph as g
 from onnxq.graph import Graph
 from onnxq.pipeline import Context, Pass
 from onnxq.qtype import Floats, QTensor, QType, as_codes, stored_scale
+from onnxq.super_blocks import on_steps
 
 NORM = 0.7  # p
 BETA = 10.0
@@ -92,19 +95,25 @@ def hqq(
         half = np.array_equal(begin.scale, stored_scale(begin.scale, True))
     codes, scale = np.empty(weight.shape, qtype.byte), np.empty_like(begin.scale)
 
+    def stored(rows: slice) -> Stored:
+        if begin.step is None:
+            return partial(stored_scale, half=half)
+        return partial(on_steps, step=begin.step[rows])
+
     def solve(place: Where) -> None:
         x, z = place.read(weight), place.read_blocks(begin.zero)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # never best
-            s = best_scale(x, place.read_blocks(begin.scale), z, qtype, half, iterations)
+            s = place.read_blocks(begin.scale)
+            s = best_scale(x, s, z, qtype, stored(place.rows), iterations)
         place.write(codes, centered(x, s, z, qtype) + z)
         place.write_blocks(scale, s)
 
     for_each_tile(solve, weight.shape, qtype, threads)
-    return QTensor(as_codes(codes, qtype), scale, begin.zero, qtype)
+    return replace(begin, codes=as_codes(codes, qtype), scale=scale)
 
 
 def best_scale(
-    weight: Tile, start: Tile, zero: Tile, qtype: QType, half: bool, iterations: int
+    weight: Tile, start: Tile, zero: Tile, qtype: QType, stored: Stored, iterations: int
 ) -> Tile:
     """Scales (blocks, 1, rows) of the least Σ |W − Ŵ|ᵖ on the way from `start`."""
     scale, beta = start, BETA
@@ -120,6 +129,6 @@ def best_scale(
         kept = np.copysign(np.minimum(size, power / np.float32(beta)), x)  # x − W_e
         norm = (codes * codes).sum(axis=1, keepdims=True)
         step = ((codes + kept) * codes).sum(axis=1, keepdims=True) / norm
-        scale = stored_scale(np.where(norm > 0, scale * step, scale), half)
+        scale = stored(np.where(norm > 0, scale * step, scale))
         beta *= KAPPA
     return best

@@ -30,7 +30,6 @@ from onnxq.runtime import Session
 from onnxq.target import Format
 
 SAMPLES = 8  # that losses are measured on
-SCALE_BITS = 16
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class MixBits(Pass):
         rule = ctx.target.rule(node, "weights", format)
         if rule is None or plan.weight.bits >= self.wide:
             return None
-        return replace(plan.weight, bits=self.wide)
+        return replace(plan.weight, bits=self.wide, scale_bits=16)
 
     def _losses(self, items: Sequence[Item], graph: Graph, ctx: Context) -> list[list[float]]:
         """What each item does to the outputs in either format."""
@@ -140,7 +139,8 @@ class Item:
         """Of codes, scales and zero points."""
         blocks = self.rows * -(-self.columns // (qtype.group or 1))
         zeros = 0 if qtype.symmetric else qtype.bits
-        return (self.count * qtype.bits + blocks * (SCALE_BITS + zeros)) / 8
+        steps = 0 if qtype.scale_bits == 16 else 16 * self.rows
+        return (self.count * qtype.bits + blocks * (qtype.scale_bits + zeros) + steps) / 8
 
     def rounded(self, ctx: Context) -> dict[str, NDArray[Any]]:
         """The weights as their codes have them, in the layout of the model."""

@@ -34,10 +34,11 @@ BATCH_FIRST = "its batch stands first (layout 1), which the integer kernel does 
 FLOAT = Format()
 SMALL_TABLE = 1024  # rows: of positions or token types, read by every token, worth few bytes
 BLOCK = 128  # weights that share a scale where the recipe does not say how many
+EXPANSION = 1 << 9  # bytes that the operators take by which codes of scales become floats
 CONSTANT_OPERAND = "one operand is constant: its rounding would cost accuracy"
 
 
-def fitting_block(columns: int, wanted: int, rule: OpRule) -> int:
+def fitting_block(columns: int, wanted: int, rule: OpRule, scale_bits: int = 16) -> int:
     """The smallest block whose codes and scales take no more bytes than the wanted one's.
 
     Kernels want whole blocks, so that a width which is no multiple is filled up: of 172 columns in
@@ -48,9 +49,14 @@ def fitting_block(columns: int, wanted: int, rule: OpRule) -> int:
 
     def stored(block: int) -> float:
         count = -(-columns // block)
-        return count * block * bits / 8 + count * 2 + -(-count * bits // 8)
+        return count * block * bits / 8 + count * scale_bits / 8 + -(-count * bits // 8)
 
     return min(block for block in rule.blocks if stored(block) <= stored(wanted))
+
+
+def saved_by_codes(rows: int, blocks: int) -> int:
+    """Bytes that scales of 4 bits under a float16 step take less than those of 16 bits."""
+    return rows * (12 * blocks - 16) // 8
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ class Wishes:
     form: Form
     scheme: Scheme
     patterns: dict[str, str]  # node name → what it is a part of, where 8 bits hurt
+    scale_bits: int = 16  # of blocks of weights below 8 bits
 
     def format(self, node: Node) -> Format:
         return self.formats.get(node.name, self.default)
@@ -237,7 +244,12 @@ class Planner:
         if rule is not None and rule.blocks and rule.weight and view:
             columns = math.prod(view.tensor.shape) // view.rows
             block = fitting_block(columns, format.block or BLOCK, rule)
-            rule = replace(rule, weight=replace(rule.weight, group=block))
+            weight = replace(rule.weight, group=block)
+            if self.wishes.scale_bits < 16 and weight.bits < 8:
+                block = fitting_block(columns, format.block or BLOCK, rule, self.wishes.scale_bits)
+                if saved_by_codes(view.rows, -(-columns // block)) > EXPANSION:
+                    weight = replace(weight, group=block, scale_bits=self.wishes.scale_bits)
+            rule = replace(rule, weight=weight)
         if rule is not None and node.op in g.RECURRENT and rule.activation is not None:
             if rule.weight is None:
                 return None

@@ -10,8 +10,8 @@ and 0 elsewhere, its scale moves by
 
     (d H c) / (c H c),
 
-d being what the blocks before it left. Rounding it to float16 is part of what the blocks after it
-make up for. No error rises.
+d being what the blocks before it left. Rounding it to float16, or to a multiple of the row's step
+(see `super_blocks`), is part of what the blocks after it make up for. No error rises.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ from __future__ import annotations
 import numpy as np
 from onnxq.passes.solve.hessian import Array, Codes
 
+from onnxq.super_blocks import on_steps
+
 TINY = np.finfo(np.float32).tiny
 
 
-def refit_scales(weight: Array, now: Codes, hessian: Array, scale: Array, size: int) -> Array:
+def refit_scales(
+    weight: Array, now: Codes, hessian: Array, scale: Array, size: int, step: Array | None = None
+) -> Array:
     """Scales (), (out,) or (out, blocks), as `scale` is; `size` is that of a block.
 
     `weight` and `now` are (groups, rows, in), `hessian` (groups, in, in). Scales that float16 holds
-    stay such.
+    stay such; with `step` (out,) they are multiples of it.
     """
     if scale.ndim > 1:
-        return _of_blocks(weight, now, hessian, scale, size)
+        return _of_blocks(weight, now, hessian, scale, size, step)
     codes = now.codes - now.zero
     seen = codes @ hessian
     product, square = (np.sum(seen * a, axis=2, dtype=np.float64).ravel() for a in (weight, codes))
@@ -39,9 +43,12 @@ def refit_scales(weight: Array, now: Codes, hessian: Array, scale: Array, size: 
     return np.where(better > TINY, better, scale).astype(np.float32)
 
 
-def _of_blocks(weight: Array, now: Codes, hessian: Array, scale: Array, size: int) -> Array:
+def _of_blocks(
+    weight: Array, now: Codes, hessian: Array, scale: Array, size: int, step: Array | None
+) -> Array:
     half = np.array_equal(scale, _half(scale))
     scales = scale.reshape(*now.codes.shape[:2], -1).copy()
+    steps = None if step is None else step.reshape(scales.shape[:2])
     codes = now.codes - now.zero
     gradient = (weight - now.real) @ hessian
     for block in range(scales.shape[2]):
@@ -50,7 +57,10 @@ def _of_blocks(weight: Array, now: Codes, hessian: Array, scale: Array, size: in
         product = np.sum(gradient[:, :, part] * c, axis=2)
         square = np.sum((c @ hessian[:, part, part]) * c, axis=2)
         after = before + product / np.where(square > 0, square, np.inf)
-        after = _half(after) if half else after
+        if steps is not None:
+            after = on_steps(after, steps)
+        elif half:
+            after = _half(after)
         move = after - before
         usable = np.isfinite(after) & (np.abs(after) > TINY)
         usable &= move * (2 * product - move * square) > 0

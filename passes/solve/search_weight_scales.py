@@ -8,12 +8,16 @@ blocks see the part of their own columns.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
+from onnxq.passes.solve.blocks import range_scales
 from onnxq.passes.solve.round_to_nearest import POWERS, hold_pairs
 
 from onnxq.qtype import Floats, QTensor, QType, quantize_weight, spread, weight_scale
 from onnxq.solver import Layer
+from onnxq.super_blocks import on_steps, row_steps
 
 STEPS = 40  # shares of the range that are tried, evenly spaced; some that are wider are luckier
 LOWEST = {2: 0.3, 4: 0.4}  # of them, by bits; other formats gain from no cut below 0.8
@@ -23,9 +27,13 @@ WIDEST = 127 / 64  # at which all pairs hold
 def search_weight_scale(layer: Layer) -> QTensor:
     best: QTensor | None = None
     best_error = np.array(np.inf)
+    step = None
+    if layer.qtype.scale_bits < 16:
+        step = row_steps(range_scales(layer.weight, layer.qtype), layer.qtype)
     for share in shares(layer.qtype, layer.pair_limit):
         scale, zero = weight_scale(layer.weight * np.float32(share), layer.qtype)
-        tried = rounded(layer, scale, zero)
+        scale = scale if step is None else on_steps(scale, step[:, None])
+        tried = replace(rounded(layer, scale, zero), step=step)
         error = error_by_scale(layer.weight - tried.dequantize(), layer.hessian, layer.qtype)
         better = error < best_error
         best = tried if best is None else _where(better, tried, best)
@@ -75,4 +83,4 @@ def _where(better: NDArray[np.bool_], tried: QTensor, best: QTensor) -> QTensor:
     scale, zero = (
         np.where(better, getattr(tried, part), getattr(best, part)) for part in ("scale", "zero")
     )
-    return QTensor(codes, scale, zero, tried.qtype)
+    return replace(tried, codes=codes, scale=scale, zero=zero)

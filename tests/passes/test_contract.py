@@ -30,7 +30,7 @@ CHANGE_THE_FUNCTION = ("assign", "bias-correct", "reconstruct-layers", "expand",
 LEAST_COSINE = 0.99
 LEAST_COSINE_OF_FEW_BITS = 0.75  # 4 bits keep about 18 dB, 2 bits 10; a layer adds to the next
 LEAST_SQNR = 25.0  # dB, between graph optimizations off and on
-LEAST_SQNR_OF_BLOCKS = 22.0  # kernels for blocks round activations to 8 bits, with optimizations on
+LEAST_SQNR_OF_BLOCKS = 20.0  # kernels for blocks round activations to 8 bits, with optimizations on
 EXACT_WEIGHTS = 40.0  # dB: biases round, and kernels fall to either side of a tie
 
 
