@@ -96,10 +96,13 @@ def present(*names: str) -> list[str]:
 
 
 def layers(settings: Settings) -> Iterator[Line]:
-    """H is of samples that calibrated nothing. The mean is geometric, of the layers' ratios."""
+    """H is of samples that calibrated nothing. The mean is geometric, of the layers' ratios.
+
+    Not of `int4`: reconstruction has each layer make up for those before it, and so leave W.
+    """
     for name in weights_models.MODELS:
         rounded = output_errors(settings.bench, name, "int4-rtn")
-        for preset in present("int4-gptq", "int4"):
+        for preset in present("int4-gptq"):
             solved = output_errors(settings.bench, name, preset)
             ratios = np.array([solved[layer] / rounded[layer] for layer in rounded])
             whole = sum(solved.values()) / sum(rounded.values())
