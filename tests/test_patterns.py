@@ -1,11 +1,11 @@
 import numpy as np
 import onnx
 import pytest
-from graphs import MODELS, context, model, normal
+from graphs import MODELS, context, feeds_of, model, normal, pipeline
 from onnxq.passes import FoldBatchNorm, Normalize
 
 from onnxq import graph as g
-from onnxq.graph.patterns import Pattern, find, inside
+from onnxq.graph.patterns import Pattern, find, inside, projections
 
 SIZE = 8
 NUMBERS = {
@@ -116,3 +116,25 @@ def test_trained_transformers(name: str, counts: dict[str, int]) -> None:
     assert {kind: sum(p.kind == kind for p in found) for kind in counts} == counts
     assert len(found) == sum(counts.values())
     assert not any(node.op == "MatMul" for node in graph.nodes if node.name in inside(found))
+
+
+LAYER_OF_A_TRANSFORMER = """(float[n,l,16] x) => (float[n,l,16] y) {
+    q = MatMul (x, w1) k = MatMul (x, w2) v = MatMul (x, w3)
+    t = Transpose <perm = [0,2,1]> (k)
+    s = MatMul (q, t) d = Div (s, four) p = Softmax <axis = -1> (d) c = MatMul (p, v)
+    o = MatMul (c, w4)
+    h = Add (o, x)
+    u = MatMul (h, w5) r = Relu (u) f = MatMul (r, w6)
+    y = Add (f, h)
+}"""
+
+
+def test_the_layers_of_attention_are_those_before_and_behind_it() -> None:
+    weights = {f"w{k}": normal(16, 16, seed=k) for k in range(1, 7)}
+    source = model(LAYER_OF_A_TRANSFORMER, four=np.float32(4), **weights)
+    graph = g.load(source)
+    maker = {node.outputs[0].name: node.name for node in graph.nodes}
+    assert projections(find(graph)) == {maker[name] for name in "qkvo"}
+    result = pipeline(source, feeds_of(8, x=(2, 5, 16)), "int4-feedforward")
+    assert set(result.context.weights) == {"w5", "w6"}
+    assert [node.op for node in result.graph.nodes].count("MatMulNBits") == 2
