@@ -174,16 +174,15 @@ def quantize(
         assert calibration is not None
         chosen = settle(chosen, original, calibration, device, report, options, progress)
         report.recipe = chosen.text
-    drawn_from = calibration.identity() if calibration else ""
-    run = (
+    checkpoint = Checkpoint.of(
         report.environment["model_sha256"],
         chosen.text,
-        drawn_from,
+        calibration.identity() if calibration else "",
         device.name,
         seed,
-        memory_budget,
+        options,
+        resume=resume,
     )
-    checkpoint = Checkpoint.of(*run, resume=resume)
     options |= {"unseen": unseen, "checkpoint": checkpoint, "progress": progress}
     result = chosen.pipeline.run(original, calibration, device, report=report, **options)
     record_layers(result, report)

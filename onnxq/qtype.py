@@ -284,8 +284,12 @@ def block_scale(scale: Floats, qtype: QType) -> Floats:
 
 def fits_half(scale: Floats, qtype: QType) -> bool:
     """Whether float16 has digits for all scales of a tensor's blocks."""
+    return not qtype.power_of_two and _has_half_digits(scale)
+
+
+def _has_half_digits(scale: Floats) -> bool:
     largest = float(np.abs(scale).max(initial=0))
-    return not qtype.power_of_two and _LEAST_HALF < largest < float(np.finfo(np.float16).max)
+    return _LEAST_HALF < largest < float(np.finfo(np.float16).max)
 
 
 def stored_scale(scale: Floats, half: bool) -> NDArray[np.float32]:
@@ -298,8 +302,7 @@ def stored_scale(scale: Floats, half: bool) -> NDArray[np.float32]:
 
 def in_float16(scale: Floats) -> NDArray[np.float32]:
     """Rounded to what float16 can say, where it has digits for the largest."""
-    largest = float(np.abs(scale).max(initial=0))
-    half = _LEAST_HALF < largest < float(np.finfo(np.float16).max)
+    half = _has_half_digits(scale)
     return np.asarray(scale, np.float16 if half else np.float32).astype(np.float32)
 
 

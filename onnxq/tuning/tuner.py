@@ -110,7 +110,8 @@ def tune(
     device = target if isinstance(target, Target) else load_target(target)
     names = presets or PRESETS
     recipes = [_with_patterns(load_recipe(name), include, exclude) for name in names]
-    original, proto = g.load(path), load_proto(path)
+    proto = load_proto(path)
+    original = g.load(proto, path.parent)
     _check_inputs(proto)
     _check_weights(original)
     progress("samples", 0, 1)

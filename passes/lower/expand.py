@@ -22,7 +22,14 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnxq.passes.lower.lattice import LatticeWriter
-from onnxq.passes.lower.matmul_nbits import Operands, lower_product, packed, scale_tensor, scales_of
+from onnxq.passes.lower.matmul_nbits import (
+    Operands,
+    codes_of_bytes,
+    lower_product,
+    packed,
+    scale_tensor,
+    scales_of,
+)
 
 from onnxq import graph as g
 from onnxq.codebook import CodebookTensor, ScaleCodes, in_super_blocks
@@ -191,8 +198,3 @@ def byte_table(values: g.Array, bits: int, wide: int) -> np.ndarray[Any, np.dtyp
     in `wide` bits each, (256, bytes).
     """
     return packed(values[codes_of_bytes(bits)], wide)
-
-
-def codes_of_bytes(bits: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The codes of `bits` in each byte, the first from the low bits, (256, 8 / bits)."""
-    return (np.arange(256)[:, None] >> np.arange(0, 8, bits)) & ((1 << bits) - 1)

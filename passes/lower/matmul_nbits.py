@@ -146,8 +146,11 @@ def scales_of(
         return np.array(values, np.int64)
 
     stored = packed(scale_codes(q.scale, q.step).reshape(1, -1), 4)[0]
-    both = np.stack([np.arange(256) % 16, np.arange(256) // 16], axis=1).astype(dtype)
-    codes = emit("Gather", both, emit("Cast", stored, to=int(onnx.TensorProto.INT32)))
+    codes = emit(
+        "Gather",
+        codes_of_bytes(4).astype(dtype),
+        emit("Cast", stored, to=int(onnx.TensorProto.INT32)),
+    )
     if q.scale.size % 2:
         codes = emit("Slice", emit("Reshape", codes, sizes(-1)), sizes(0), sizes(q.scale.size))
     codes = emit("Reshape", codes, sizes(*q.scale.shape))
@@ -258,3 +261,8 @@ def packed(codes: g.Array, bits: int) -> g.Array:
     for place in range(1, each):
         found |= parts[:, :, place] << np.uint8(bits * place)
     return found
+
+
+def codes_of_bytes(bits: int) -> g.Array:
+    """The codes of `bits` in each byte, the first from the low bits, (256, 8 / bits)."""
+    return (np.arange(256)[:, None] >> np.arange(0, 8, bits)) & ((1 << bits) - 1)
