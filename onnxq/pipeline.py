@@ -37,7 +37,8 @@ class NodePlan:
     """What becomes of one node.
 
     `inputs` are the slots whose activations are quantized; `output` says whether its result is.
-    A node left in float has a reason and nothing else.
+    `result` is the format of that result where it is not `activation`. A node left in float has a
+    reason and nothing else.
     """
 
     reason: str = ""
@@ -46,6 +47,12 @@ class NodePlan:
     inputs: tuple[int, ...] = ()
     output: bool = False
     rule: OpRule | None = None
+    result: QType | None = None
+
+    @property
+    def handed_on(self) -> QType | None:
+        """The format of its outputs, None where they are float."""
+        return (self.result or self.activation) if self.output else None
 
     @property
     def quantized(self) -> bool:

@@ -17,7 +17,7 @@ from onnxq.errors import OnnxqError, suggest
 from onnxq.graph import is_depthwise, weight_view
 from onnxq.qtype import QType
 
-Form = Literal["static", "dynamic", "weights"]
+Form = Literal["static", "dynamic", "weights", "integer"]
 
 _FORMAT = re.compile(r"(?:w(\d+)(?::(\d+))?)?(?:a(\d+))?")
 _SINCE = {2: 25, 4: 21, 16: 21}  # bits → the opset whose DequantizeLinear takes them

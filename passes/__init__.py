@@ -5,6 +5,7 @@ from onnxq.passes.lower.dynamic import Dynamic
 from onnxq.passes.lower.expand import Expand
 from onnxq.passes.lower.float16 import Float16
 from onnxq.passes.lower.insert_qdq import InsertQDQ
+from onnxq.passes.lower.integer_only import IntegerOnly
 from onnxq.passes.lower.matmul_nbits import MatMulNBits
 from onnxq.passes.lower.qoperator import QOperator
 from onnxq.passes.prepare.awq import AWQ
@@ -54,6 +55,7 @@ __all__ = [
     "FoldFakeQuant",
     "GPTQCodebook",
     "InsertQDQ",
+    "IntegerOnly",
     "Lattice",
     "LowRank",
     "MatMulNBits",

@@ -14,6 +14,7 @@ import onnx.inliner
 import onnx.shape_inference
 import onnx_graphsurgeon as gs
 
+from onnxq import ops
 from onnxq.errors import OnnxqError, one_line
 from onnxq.graph.edit import constant, name_nodes, name_tensors, tidy
 from onnxq.graph.walk import (
@@ -72,6 +73,7 @@ def to_proto(graph: Graph) -> onnx.ModelProto:
     """The ModelProto of a graph, metadata and doc string included."""
     model = gs.export_onnx(graph, do_type_check=False)
     _hoist(model, graph)
+    _add_functions(model)
     shell = graph.__dict__.get(CARRIED, onnx.ModelProto())
     model.MergeFrom(shell)
     # A newer opset, and the types it brings, need a newer format.
@@ -79,6 +81,19 @@ def to_proto(graph: Graph) -> onnx.ModelProto:
     model.ir_version = max(minimum_ir_version(graph.opset), shell.ir_version, 4)
     model.producer_name, model.producer_version = "onnxq", ""
     return model
+
+
+def _add_functions(model: onnx.ModelProto) -> None:
+    """The functions of the project's own domain that the nodes name, with all that those call."""
+    named = sorted(
+        {n.op_type for proto in graphs(model) for n in proto.node if n.domain == ops.DOMAIN}
+    )
+    if not named:
+        return
+    standard = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    model.functions.extend(ops.closure(named, standard))
+    if not any(o.domain == ops.DOMAIN for o in model.opset_import):
+        model.opset_import.add(domain=ops.DOMAIN, version=ops.VERSION)
 
 
 def to_proto_without_weights(graph: Graph) -> tuple[onnx.ModelProto, dict[str, Array]]:

@@ -12,6 +12,8 @@ from onnxq.passes.solve.fork import (
     fork_mixed_activations,
     fork_shared_weights,
 )
+from onnxq.passes.solve.integer_planner import FORM as INTEGER
+from onnxq.passes.solve.integer_planner import WIDE, IntegerPlanner
 from onnxq.passes.solve.planner import FLOAT, HEAVY, MOVERS, Planner, Scheme, Wishes
 from onnxq.passes.solve.selectors import Selector, formats_by_node, split
 
@@ -29,8 +31,9 @@ __all__ = ["HEAVY", "MOVERS", "Assign"]
 class Assign(Pass):
     """The plan: per node its weight and activation formats, or the reason why it stays float.
 
-    `form` is `static` (activations quantized with calibrated ranges), `dynamic` (at run time) or
-    `weights` (float activations, weights in blocks that the kernel expands as it multiplies).
+    `form` is `static` (activations quantized with calibrated ranges), `dynamic` (at run time),
+    `weights` (float activations, weights in blocks that the kernel expands as it multiplies) or
+    `integer` (`static`, and nothing stays float that has a rule: see `integer_planner`).
     `format` gives the widths of weights and activations (`w8a8`, `w4a8`, `w8a16`, …; `w8` and `a8`
     leave the other float; `w4:128` is in blocks of 128): of the target's rules, those of these
     widths are taken. Where weights are to be narrower than an operator's kernels take them, they
@@ -81,8 +84,14 @@ class Assign(Pass):
         refuse_quantized(graph)
         wishes = self._wishes(graph, ctx)
         hidden = {id(body) for body in g.hidden(graph)}
+        if self.form == INTEGER:
+            g.infer_types(graph)
         for body in g.subgraphs(graph):
-            planner = Planner(body, ctx, wishes)
+            planner = (
+                IntegerPlanner(graph, body, ctx, wishes)
+                if self.form == INTEGER
+                else Planner(body, ctx, wishes)
+            )
             planner.hidden = id(body) in hidden
             planner.run()
         done = len(ctx.plan.quantized(g.walk(graph)))
@@ -112,6 +121,8 @@ class Assign(Pass):
             _check_format(format, self.form, ctx.target)
         standard = self.form != "weights" or any(s.name == "insert-qdq" for s in ctx.lowering)
         least = max(f.opset if standard else f.opset_of_bytes for f in formats)
+        if self.form == INTEGER:
+            least = max(least, Format(None, WIDE).opset)
         if graph.opset < least:
             Normalize(least).apply(graph, ctx)
         return Wishes(
@@ -121,7 +132,7 @@ class Assign(Pass):
             default,
             self.form,
             Scheme(self.per_tensor, self.symmetric, self.power_of_two),
-            _delicate(graph),
+            {} if self.form == INTEGER else _delicate(graph),
             self.scale_bits,
         )
 

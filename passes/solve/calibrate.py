@@ -19,6 +19,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnxq.passes.solve.assign import MOVERS
+from onnxq.passes.solve.integer_planner import KEEP_GRID, WIDE
+from onnxq.passes.solve.masks import masked
 from onnxq.passes.solve.trained import trained_draws
 
 from onnxq import graph as g
@@ -51,10 +53,17 @@ class Calibrate(Pass):
             raise OnnxqError(f"calibrate.percentile is in (0, 100], not {self.percentile}")
 
     def observe(self, graph: Graph, ctx: Context) -> Mapping[str, Observer]:
-        wanted = [n for n in activation_types(graph, ctx) if n not in ctx.activations]
+        types = activation_types(graph, ctx)
         # Made-up samples excite less than real ones: their tails are not cut.
         extremes = self.method == "minmax" or (ctx.samples is not None and ctx.samples.synthesised)
-        return {n: MinMax() if extremes else Histogram() for n in wanted}
+        scores = masked(graph)
+
+        def observer(name: str) -> Observer:
+            if types[name].bits == WIDE and name in scores:
+                return scores[name]()
+            return MinMax() if extremes or types[name].bits == WIDE else Histogram()
+
+        return {name: observer(name) for name in types if name not in ctx.activations}
 
     def apply(self, graph: Graph, ctx: Context) -> int:
         made = 0
@@ -107,9 +116,11 @@ def activation_types(graph: Graph, ctx: Context) -> dict[str, QType]:
     for node, plan in ctx.plan.quantized(g.walk(graph)):
         if plan.activation is None:
             continue
-        tensors = [node.inputs[slot] for slot in plan.inputs]
-        for tensor in tensors + (list(node.outputs) if plan.output else []):
-            types.setdefault(tensor.name, plan.activation)
+        for slot in plan.inputs:
+            types.setdefault(node.inputs[slot].name, plan.activation)
+        if plan.handed_on:
+            for tensor in node.outputs:
+                types.setdefault(tensor.name, plan.handed_on)
     return types
 
 
@@ -138,8 +149,8 @@ def _stands_for(tensor: gs.Tensor) -> set[str]:
 def _share_along_movers(graph: Graph, ctx: Context) -> None:
     """What only moves values keeps their scale, so that the runtime moves codes."""
     for node, plan in ctx.plan.quantized(g.walk(graph)):
-        if node.op in MOVERS and plan.output:
-            source = ctx.activations[node.inputs[0].name]
+        source = ctx.activations.get(node.inputs[0].name) if node.op in KEEP_GRID else None
+        if source is not None and plan.output:
             for tensor in node.outputs:
                 ctx.activations[tensor.name] = source
 

@@ -39,8 +39,8 @@ def fork_mixed_activations(graph: Graph, ctx: Context) -> None:
     planned = ctx.plan.quantized(g.walk(graph))
     formats: dict[str, QType] = {}
     for node, plan in planned:
-        if plan.output and plan.activation:
-            formats |= {tensor.name: plan.activation for tensor in node.outputs}
+        if plan.handed_on:
+            formats |= {tensor.name: plan.handed_on for tensor in node.outputs}
     maker = g.Maker(graph)
     for body in g.subgraphs(graph):
         copies: dict[tuple[str, QType], gs.Variable] = {}

@@ -67,17 +67,15 @@ class Scheme:
     symmetric: bool = False
     power_of_two: bool = False
 
+    def format(self, qtype: QType) -> QType:
+        """A format with the scales and zero points of this scheme."""
+        if self.symmetric:  # kernels for blocks take unsigned codes
+            qtype = replace(qtype, signed=qtype.signed or not qtype.blocked, symmetric=True)
+        return replace(qtype, power_of_two=True) if self.power_of_two else qtype
+
     def of(self, rule: OpRule) -> OpRule:
         """The rule with its formats in this scheme."""
-
-        def changed(qtype: QType | None) -> QType | None:
-            if qtype is not None and self.symmetric:  # kernels for blocks take unsigned codes
-                qtype = replace(qtype, signed=qtype.signed or not qtype.blocked, symmetric=True)
-            if qtype is not None and self.power_of_two:
-                qtype = replace(qtype, power_of_two=True)
-            return qtype
-
-        weight, activation = changed(rule.weight), changed(rule.activation)
+        weight, activation = (q and self.format(q) for q in (rule.weight, rule.activation))
         if weight is not None and self.per_tensor:
             weight = replace(weight, group=None)
         return replace(rule, weight=weight, activation=activation)

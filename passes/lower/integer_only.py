@@ -1,0 +1,77 @@
+"""Integers alone: no floating-point arithmetic between a model's inputs and its outputs.
+
+Every operator becomes integer arithmetic on codes in standard ONNX operators, grouped in functions
+of the domain `ai.onnxq` (`Requantize`, `IntegerSoftmax`, …; see `onnxq.ops`), so that any runtime
+gives the same bits and a compiler sees what is meant:
+
+- products of uint8 codes are added in int32, with a bias in the same unit;
+- a real factor M is an integer multiplier and a rounding right shift, M ≈ m · 2⁻ⁿ, m below 2³¹
+  (Jacob et al. 2018, §2.2), one per output channel; of powers of two only the shift is left;
+- Relu and Clip are the ends of the range of codes, functions of one number are tables;
+- exp, erf, normalizations and roots are polynomials and Newton steps of integers (Kim et al. 2021,
+  I-BERT).
+
+The plan is that of `assign` with `form = "integer"`. What has no integer form stays float between a
+DequantizeLinear and a QuantizeLinear, and is reported; `strict` makes it an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxq.passes.lower.insert_qdq import InsertQDQ
+from onnxq.passes.lower.integers import elementwise, functions, movers, products
+from onnxq.passes.lower.integers.writer import Lower, Writer
+
+from onnxq import graph as g
+from onnxq.errors import OnnxqError
+from onnxq.graph import Graph
+from onnxq.pipeline import Context, Pass
+
+LOWERINGS: dict[str, Lower] = {
+    "Conv": products.conv,
+    "Gemm": products.gemm,
+    "MatMul": products.matmul,
+    **elementwise.LOWERINGS,
+    **movers.LOWERINGS,
+    **functions.LOWERINGS,
+}
+
+
+@dataclass(frozen=True)
+class IntegerOnly(Pass):
+    """Integer arithmetic for everything in the plan; `strict` refuses a model that keeps a float
+    operator.
+    """
+
+    strict: bool = False
+    name: ClassVar[str] = "integer-only"
+    lowers: ClassVar[bool] = True
+
+    def apply(self, graph: Graph, ctx: Context) -> int:
+        if not any(plan.result for plan in ctx.plan.values()):
+            raise OnnxqError(
+                'the pass integer-only follows a plan of assign with form = "integer"; use --preset '
+                "integer-only"
+            )
+        if ctx.qdq_form is None:
+            ctx.qdq_form = _qdq_form(graph, ctx)
+        maker, shapes = g.Maker(graph), g.shapes(graph)
+        changes, left = 0, dict[str, str]()
+        for body in list(g.subgraphs(graph)):
+            writer = Writer(graph, body, ctx, maker, LOWERINGS, shapes)
+            changes += writer.run()
+            left |= writer.left
+        g.tidy(graph)
+        operators = {node.name: node.op for node in g.walk(graph)}
+        for name, reason in left.items():
+            ctx.report.skip(name, operators.get(name, ""), reason)
+        return changes
+
+
+def _qdq_form(graph: Graph, ctx: Context) -> Graph:
+    """The same plan with floats between quantizers: what the integers stand for."""
+    twin = g.copy(graph)
+    InsertQDQ().apply(twin, ctx)
+    return twin

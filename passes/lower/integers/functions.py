@@ -1,0 +1,330 @@
+"""Functions of codes: tables of what a function gives for each code, I-BERT's polynomials, sums over
+axes, and normalizations by an integer square root.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnxq.passes.lower.integers.grid import Refusal
+from onnxq.passes.lower.integers.writer import Group
+
+from onnxq import graph as g
+from onnxq.ops import EXP_FRACTION, L2_BITS, UNIT_BITS
+from onnxq.ops.dyadic import dyadic
+from onnxq.runtime import Session
+
+_LN2 = math.log(2)
+_LONGEST = 1 << 15  # a row of 16-bit codes whose squares an int64 holds
+
+
+def look_up(group: Group) -> gs.Variable:
+    """Any function of one number: computed now for every code, 256 or 65536 of them."""
+    x = group.codes(0)
+    first, last = (0, 255) if x.grid.narrow else (-(2**15), 2**15 - 1)
+    codes = np.arange(first, last + 1)
+    real = _evaluate(group, x.grid.dequantize(codes).astype(np.float32))
+    table = group.grid.quantize(np.nan_to_num(real, nan=0.0, posinf=np.inf, neginf=-np.inf))
+    operands = [
+        x.tensor, group.constant(first, np.int64, "first"),
+        group.constant(table, table.dtype, "table"),
+    ]  # fmt: skip
+    return group.call("LookUp", operands)
+
+
+def _evaluate(group: Group, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a node of one variable input gives for values of it, (n,)."""
+    node = group.node
+    if any(t.name and not (g.is_constant(t) and math.prod(t.shape) == 1) for t in node.inputs[1:]):
+        raise Refusal(f"its {node.op} has a second operand that is no constant number")
+    graph = gs.Graph(opset=group.opset)
+    inputs: list[gs.Tensor] = [gs.Variable("x", np.float32, (len(x),))]
+    for number, tensor in enumerate(node.inputs[1:]):
+        value = g.values(tensor).reshape(()) if tensor.name else None
+        inputs.append(
+            gs.Variable.empty()
+            if value is None
+            else gs.Constant(f"c{number}", value.astype(np.float32) if g.is_float(tensor) else value)
+        )
+    graph.inputs, graph.outputs = inputs[:1], [gs.Variable("y", np.float32)]
+    graph.nodes = [gs.Node(node.op, "f", dict(node.attrs), inputs, list(graph.outputs))]
+    with np.errstate(all="ignore"):
+        found: NDArray[np.float32] = Session.of(graph, threads=1).run({"x": x})["y"]
+    return found
+
+
+def p_relu(group: Group) -> gs.Variable:
+    """x where it is positive, slope · x elsewhere; one slope for all or one by channel."""
+    x, slope = group.codes(0), group.node.inputs[1]
+    if not g.is_constant(slope):
+        raise Refusal("its slope is computed, not constant")
+    zero = group.zero(x)
+    steep = np.asarray(g.values(slope), np.float64)
+    above = group.requantize(x.tensor, zero, x.grid.scale)
+    below = group.requantize(x.tensor, zero, x.grid.scale * steep)
+    code, middle = group.cast(x.tensor, np.int32), group.constant(x.grid.zero, np.int32, "zero_int32")
+    return group.emit("Where", [group.emit("Less", [code, middle]), below, above])
+
+
+# ── activation functions ─────────────────────────────────────────────────────────────────────────
+
+
+def gelu(group: Group) -> gs.Variable:
+    """x Φ(x). Spelled out, the last half may be in the weights of the next layer."""
+    x, times, inner = group.codes(0), 1.0, 1.0
+    if group.unit.pattern is not None and len(group.unit.nodes) > 1:
+        at_one, at_two = _values_of_pattern(group, [1.0, 2.0])
+        if abs(at_one - 2 * 0.8413) < 0.01:
+            times = 2.0
+        elif abs(at_one - 0.8458) < 0.003 and abs(at_two - 1.9357) < 0.003:  # x σ(1.702 x)
+            return _silu(group, 1.702)
+    inner = x.grid.scale / math.sqrt(2) * 2**UNIT_BITS
+    outer = times * x.grid.scale / 2 / group.grid.scale / 2**UNIT_BITS
+    operands = [x.tensor, group.zero(x), *group.scaling(inner), *group.scaling(outer)]
+    return group.call("IntegerGelu", [*operands, *group.ends()])
+
+
+def swish(group: Group) -> gs.Variable:
+    return _silu(group, float(group.node.attrs.get("alpha", 1.0)))
+
+
+def _silu(group: Group, alpha: float) -> gs.Variable:
+    """x σ(α x)."""
+    x = group.codes(0)
+    if alpha <= 0:
+        raise Refusal("its α is not positive")
+    inner = alpha * x.grid.scale / _LN2 * 2**EXP_FRACTION
+    outer = x.grid.scale / group.grid.scale / 2**UNIT_BITS
+    operands = [x.tensor, group.zero(x), *group.scaling(inner), *group.scaling(outer)]
+    return group.call("IntegerSilu", [*operands, *group.ends()])
+
+
+def _values_of_pattern(group: Group, at: list[float]) -> list[float]:
+    """What a spelled-out function gives for some numbers."""
+    pattern = group.unit.pattern
+    assert pattern is not None
+    kind = g.dtype(pattern.input) or np.dtype(np.float32)
+    part = g.cut(group.writer.body, {pattern.input.name: kind}, [pattern.output.name])
+    said = Session.of(part, threads=1).run({pattern.input.name: np.asarray(at, kind)})
+    return [float(value) for value in said[pattern.output.name]]
+
+
+def softmax(group: Group) -> gs.Variable:
+    x, grid = group.codes(0), group.grid
+    levels = round(1 / grid.scale)
+    axis = group.node.attrs.get("axis", -1)
+    inner = x.grid.scale / _LN2 * 2**EXP_FRACTION
+    operands = [x.tensor, *group.scaling(inner), group.constant(levels, np.int64, "levels")]
+    return group.call("IntegerSoftmax", [*operands, *group.ends()], axis=axis)
+
+
+# ── normalizations ───────────────────────────────────────────────────────────────────────────────
+
+
+def layer_norm(group: Group) -> gs.Variable:
+    """γ (x − E x) / √(Var x + ε) + β over the last axis; the scale of x cancels but for ε."""
+    x, (gain, bias, epsilon) = group.codes(0), _normalization(group)
+    length = _row(group)
+    variance = max(1, round(epsilon * length**2 / x.grid.scale**2)) if epsilon else 1
+    grid = group.grid
+    multiplier, shift = dyadic(gain / 2**UNIT_BITS / grid.scale)
+    offset = np.rint(np.ldexp(bias / grid.scale, shift.astype(np.int64)))
+    operands = [
+        x.tensor,
+        group.constant(min(variance, 2**60), np.int64, "epsilon"),
+        group.constant(multiplier, np.int64, "multiplier"),
+        group.constant(offset, np.int64, "offset"),
+        group.constant(shift, np.uint64, "shift"),
+    ]
+    return group.call("IntegerLayerNormalization", [*operands, *group.ends()])
+
+
+def rms_norm(group: Group) -> gs.Variable:
+    x, (gain, _, epsilon) = group.codes(0), _normalization(group)
+    length = _row(group)
+    variance = max(1, round(epsilon * length**2 / x.grid.scale**2)) if epsilon else 1
+    held = group.constant(min(variance, 2**60), np.int64, "epsilon")
+    scaling = group.scaling(gain / 2**UNIT_BITS / group.grid.scale)
+    operands = [x.tensor, group.zero(x), held, *scaling]
+    return group.call("IntegerRMSNormalization", [*operands, *group.ends()])
+
+
+def _normalization(group: Group) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """γ, β and ε of a normalization over the last axis."""
+    node, pattern = group.node, group.unit.pattern
+    if pattern is None or len(pattern.nodes) == 1:
+        if node.attrs.get("axis", -1) != -1 and not _is_last(group, int(node.attrs["axis"])):
+            raise Refusal("it normalizes more than the last axis")
+        if any(t.name for t in node.outputs[1:]):
+            raise Refusal("it also gives its mean or its deviation")
+        epsilon = float(node.attrs.get("epsilon", 1e-5))
+    else:
+        for part in pattern.nodes:
+            if part.op == "ReduceMean" and not _is_last(group, *_axes(part)):
+                raise Refusal("it normalizes more than the last axis")
+        epsilon = _epsilon(pattern.nodes)
+    operands = {
+        "gain": node.inputs[1] if len(node.inputs) > 1 else None,
+        "bias": node.inputs[2] if len(node.inputs) > 2 else None,
+    }
+    if pattern is not None:
+        operands = {"gain": pattern.gain, "bias": pattern.bias}
+        if len(pattern.nodes) == 1 and any(
+            operands[key] is None and len(node.inputs) > slot and node.inputs[slot].name
+            for key, slot in (("gain", 1), ("bias", 2))
+        ):
+            raise Refusal("its gain or bias is computed, not constant")
+    gain, bias = (
+        np.full(1, default) if tensor is None or not tensor.name
+        else np.asarray(g.values(tensor), np.float64)
+        for tensor, default in ((operands["gain"], 1.0), (operands["bias"], 0.0))
+    )  # fmt: skip
+    return gain, bias, epsilon
+
+
+def _epsilon(nodes: tuple[g.Node, ...]) -> float:
+    """The constant under the root of a normalization that is spelled out."""
+    for node in nodes:
+        root = [n for t in node.outputs for n in t.outputs if n.op in ("Sqrt", "Pow")]
+        fixed = [t for t in node.inputs if g.is_constant(t)]
+        if node.op == "Add" and root and fixed:
+            return float(g.values(fixed[0]).reshape(-1)[0])
+    return 0.0
+
+
+def _is_last(group: Group, *axes: int) -> bool:
+    shape = group.shape(group.unit.inputs[0])
+    return axes == (-1,) or (shape is not None and [a % len(shape) for a in axes] == [len(shape) - 1])
+
+
+def _axes(node: g.Node) -> tuple[int, ...]:
+    """The axes of a reduction: an attribute or, later, an input."""
+    if "axes" in node.attrs:
+        return tuple(node.attrs["axes"])
+    if len(node.inputs) > 1 and g.is_constant(node.inputs[1]):
+        return tuple(int(a) for a in g.values(node.inputs[1]))
+    return ()
+
+
+def _row(group: Group) -> int:
+    """The length of what is normalized. Raises Refusal where it is unknown or too long."""
+    tensor = group.unit.inputs[0]
+    shape = group.shape(tensor)
+    gain = group.unit.pattern.gain if group.unit.pattern else None
+    length = shape[-1] if shape and isinstance(shape[-1], int) else None
+    if length is None and gain is not None and len(gain.shape):
+        length = int(gain.shape[-1])
+    if length is None:
+        raise Refusal("the length of the axis that it normalizes is not known")
+    if length > _LONGEST:
+        raise Refusal(f"it normalizes rows longer than {_LONGEST}")
+    return length
+
+
+# ── sums over axes ───────────────────────────────────────────────────────────────────────────────
+
+
+def reduce_mean(group: Group) -> gs.Variable:
+    """The mean, divided and rounded once; of everything where no axes are named."""
+    x = group.codes(0)
+    multiplier, shift = group.scaling(x.grid.scale / group.grid.scale, bits=24)
+    keep = group.node.attrs.get("keepdims", 1)
+    operands = [x.tensor, group.zero(x), _axes_operand(group), multiplier, shift]
+    return group.call("IntegerMean", [*operands, *group.ends()], keepdims=keep)
+
+
+def reduce_sum(group: Group) -> gs.Variable:
+    x = group.codes(0)
+    centered = group.call("Center", [x.tensor, group.zero(x)])
+    keep = group.node.attrs.get("keepdims", 1)
+    added = group.emit("ReduceSum", [centered, _axes_operand(group)], keepdims=keep)
+    return group.requantize(added, group.constant(0, np.int64, "zero_int64"), x.grid.scale)
+
+
+def reduce_l2(group: Group) -> gs.Variable:
+    x = group.codes(0)
+    scaling = group.scaling(x.grid.scale / group.grid.scale / 2**L2_BITS, bits=28)
+    keep = group.node.attrs.get("keepdims", 1)
+    operands = [x.tensor, group.zero(x), _axes_operand(group), *scaling]
+    return group.call("IntegerL2Norm", [*operands, *group.ends()], keepdims=keep)
+
+
+def _axes_operand(group: Group) -> gs.Tensor:
+    node = group.node
+    if len(node.inputs) > 1 and node.inputs[1].name:
+        return node.inputs[1]
+    axes, shape = tuple(node.attrs.get("axes", ())), group.shape(node.inputs[0])
+    if not axes:
+        if shape is None:
+            raise Refusal("the rank of its input is not known")
+        if node.attrs.get("noop_with_empty_axes", 0):
+            raise Refusal("it reduces nothing")
+        axes = tuple(range(len(shape)))
+    return group.constant(np.asarray(axes), np.int64, "axes")
+
+
+def global_average_pool(group: Group) -> gs.Variable:
+    x, shape = group.codes(0), group.shape(group.node.inputs[0])
+    if shape is None:
+        raise Refusal("the rank of its input is not known")
+    multiplier, shift = group.scaling(x.grid.scale / group.grid.scale, bits=24)
+    axes = group.constant(np.arange(2, len(shape)), np.int64, "axes")
+    operands = [x.tensor, group.zero(x), axes, multiplier, shift]
+    return group.call("IntegerMean", [*operands, *group.ends()], keepdims=1)
+
+
+def average_pool(group: Group) -> gs.Variable:
+    """Sums over windows by ConvInteger with a kernel of ones, divided once by what they hold."""
+    node, x = group.node, group.codes(0)
+    shape = group.shape(node.inputs[0])
+    if shape is None or not isinstance(shape[1], int):
+        raise Refusal("the number of its channels is not known")
+    if node.attrs.get("ceil_mode", 0):
+        raise Refusal("its last windows reach beyond the padding (ceil_mode)")
+    kernel = list(node.attrs["kernel_shape"])
+    channels = shape[1]
+    names = ("auto_pad", "dilations", "pads", "strides")
+    attrs = {n: node.attrs[n] for n in names if n in node.attrs} | {"kernel_shape": kernel}
+    ones = group.constant(np.ones((channels, 1, *kernel)), np.uint8, "ones")
+    no_zero = group.constant(0, np.uint8, "zero_uint8")
+    sums = group.emit(
+        "ConvInteger", [x.tensor, ones, group.zero(x), no_zero], group=channels, **attrs
+    )
+    padded = any(attrs.get("pads", ())) or attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    if padded and not node.attrs.get("count_include_pad", 0):
+        # How many values each window holds: the same sum of ones, padded with zeros.
+        sizes = group.emit("Shape", [x.tensor])
+        one = group.constant(np.ones(1), np.uint8, "one")
+        full = group.emit("Expand", [one, sizes])
+        held = group.emit(
+            "ConvInteger", [full, ones, no_zero, no_zero], group=channels, **attrs
+        )
+        count: gs.Tensor = group.cast(held, np.int64)
+    else:
+        count = group.constant(math.prod(kernel), np.int64, "count")
+    ratio = x.grid.scale / group.grid.scale
+    multiplier, shift = dyadic(ratio, bits=24)
+    wide = group.cast(sums, np.int64)
+    scaled = group.emit("Mul", [wide, group.constant(multiplier, np.int64, "multiplier")])
+    power = group.constant(1 << int(shift), np.int64, "power")
+    divisor = group.emit("Mul", [count, power])
+    mean = group.call("RoundingDivide", [scaled, divisor])
+    return group.call("Saturate", [mean, *group.ends()])
+
+
+_TABLES = (
+    "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Elu", "Selu", "Celu", "LeakyRelu", "Mish",
+    "Softplus", "Softsign", "Erf", "ThresholdedRelu", "Shrink", "Exp", "Log", "Sqrt", "Reciprocal",
+    "Sin", "Cos", "Tan", "Sinh", "Cosh", "Asin", "Acos", "Atan", "Asinh", "Acosh", "Atanh", "Floor",
+    "Ceil", "Round", "Sign", "Pow",
+)  # fmt: skip
+LOWERINGS = {
+    **dict.fromkeys(_TABLES, look_up),
+    "PRelu": p_relu, "Gelu": gelu, "Swish": swish, "Softmax": softmax,
+    "LayerNormalization": layer_norm, "RMSNormalization": rms_norm, "ReduceMean": reduce_mean,
+    "ReduceSum": reduce_sum, "ReduceL2": reduce_l2, "GlobalAveragePool": global_average_pool,
+    "AveragePool": average_pool,
+}  # fmt: skip

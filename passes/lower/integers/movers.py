@@ -1,0 +1,129 @@
+"""What only moves, copies or picks values does so with their codes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnxq.passes.lower.integers.grid import Codes, Refusal
+from onnxq.passes.lower.integers.writer import Group
+
+from onnxq import graph as g
+
+_INT32 = (-(2**31), 2**31 - 1)
+
+
+def move(group: Group) -> gs.Variable | list[gs.Variable]:
+    """The operator itself, on codes, which keep their grid."""
+    node, x = group.node, group.codes(0)
+    made = group.emit(node.op, [x.tensor, *node.inputs[1:]], **node.attrs)
+    for _ in node.outputs[1:]:
+        more = gs.Variable(group.writer.maker.name(f"{group.base}_{node.op}_out"))
+        made.inputs[0].outputs.append(more)
+    return regridded(group, x, list(made.inputs[0].outputs))
+
+
+def regridded(group: Group, x: Codes, moved: list[gs.Variable]) -> list[gs.Variable]:
+    """Codes on the grid of x as codes of the result, which is another where ranges were set apart."""
+    if x.grid == group.grid:
+        return moved
+    return [group.requantize(t, group.zero(x), x.grid.scale) for t in moved]
+
+
+def max_pool(group: Group) -> list[gs.Variable]:
+    if any(t.name for t in group.node.outputs[1:]):
+        raise Refusal("it also gives the places of its maxima")
+    x = group.codes(0)
+    return regridded(group, x, [group.emit("MaxPool", [x.tensor], **group.node.attrs)])
+
+
+def global_max_pool(group: Group) -> list[gs.Variable]:
+    x, shape = group.codes(0), group.shape(group.node.inputs[0])
+    if shape is None:
+        raise Refusal("the rank of its input is not known")
+    axes = group.constant(np.arange(2, len(shape)), np.int64, "axes")
+    wide = group.cast(x.tensor, np.int32)
+    largest = group.cast(group.emit("ReduceMax", [wide, axes], keepdims=1), np.uint8)
+    return regridded(group, x, [largest])
+
+
+def reduce_extremum(group: Group) -> list[gs.Variable]:
+    """ReduceMax and ReduceMin, whose axes may be an attribute below opset 18."""
+    x, node = group.codes(0), group.node
+    wide = group.cast(x.tensor, np.int32)
+    made = group.emit(node.op, [wide, *node.inputs[1:]], **node.attrs)
+    return regridded(group, x, [group.cast(made, x.grid.dtype)])
+
+
+def pad(group: Group) -> list[gs.Variable]:
+    node, x = group.node, group.codes(0)
+    fill = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
+    if fill is not None and not g.is_constant(fill):
+        raise Refusal("it pads with a value that is computed")
+    value = x.grid.quantize(0.0 if fill is None else g.values(fill)).reshape(())
+    operands = [x.tensor, node.inputs[1], group.constant(value, x.grid.dtype, "fill")]
+    return regridded(
+        group, x, [group.emit("Pad", [*operands, *node.inputs[3:]], **node.attrs)]
+    )
+
+
+def cast(group: Group) -> gs.Variable | list[gs.Variable]:
+    """Between float types nothing changes; integers and booleans are codes of scale 1."""
+    source = group.node.inputs[0]
+    if g.is_float(source):
+        x = group.codes(0)
+        return regridded(group, x, [x.tensor])
+    whole = group.cast(source, np.int64)
+    ends = [group.constant(end, np.int64, "code") for end in _INT32]
+    bounded = group.emit("Clip", [whole, *ends])
+    return group.requantize(bounded, group.constant(0, np.int64, "zero_int64"), 1.0)
+
+
+def identity(group: Group) -> gs.Variable | list[gs.Variable]:
+    """Where codes begin, a QuantizeLinear; else a copy, in the other format perhaps."""
+    source, writer = group.node.inputs[0], group.writer
+    if source.name not in writer.made and source.name not in writer.ctx.activations:
+        return writer.quantize(source, group.grid)
+    x = group.codes(0)
+    return regridded(group, x, [x.tensor])
+
+
+def gather(group: Group) -> gs.Variable | list[gs.Variable]:
+    """Rows of an embedding table, each with a multiplier of its own; otherwise a mover."""
+    node, tensor = group.node, group.node.inputs[0]
+    if not g.is_constant(tensor):
+        return move(group)
+    table = group.writer.ctx.weights.get(tensor.name)
+    grid = group.grid
+    if table is None or table.scale.ndim > 1:
+        codes = group.constant(grid.quantize(g.values(tensor)), grid.dtype, "codes")
+        return group.emit("Gather", [codes, node.inputs[1]], **node.attrs)
+    centered = table.codes.astype(np.int64)
+    if table.zero.any():
+        centered = centered - (table.zero[:, None] if table.zero.ndim else table.zero)
+    stored = centered.reshape(tensor.shape)
+    dtype = np.int8 if np.abs(stored).max(initial=0) < 128 else np.int16
+    held = group.writer.maker.constant(f"{tensor.name}_quantized", stored.astype(dtype))
+    rows = group.emit("Gather", [held, node.inputs[1]], axis=0)
+    nothing = group.constant(0, dtype, f"zero_{np.dtype(dtype)}")
+    if not table.scale.ndim:
+        return group.requantize(rows, nothing, np.float64(table.scale))
+    # One shift for all rows, so that only their multipliers are looked up.
+    by_row = table.scale.astype(np.float64).reshape(-1, *(1,) * (len(tensor.shape) - 1))
+    multiplier, shift = group.scaling(by_row / grid.scale, common=True)
+    factors = group.emit("Gather", [multiplier, node.inputs[1]], axis=0)
+    return group.call("Requantize", [rows, nothing, factors, shift, *group.ends()])
+
+
+def argument(group: Group) -> gs.Variable:
+    """ArgMax and ArgMin of codes are those of what they stand for."""
+    x = group.codes(0)
+    return group.emit(group.node.op, [group.cast(x.tensor, np.int32)], **group.node.attrs)
+
+
+LOWERINGS = {
+    **dict.fromkeys(("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split",
+                     "Expand", "Tile", "DepthToSpace", "SpaceToDepth"), move),
+    "MaxPool": max_pool, "GlobalMaxPool": global_max_pool, "ReduceMax": reduce_extremum,
+    "ReduceMin": reduce_extremum, "Pad": pad, "Cast": cast, "Identity": identity,
+    "Gather": gather, "ArgMax": argument, "ArgMin": argument,
+}  # fmt: skip
