@@ -117,7 +117,11 @@ class IntegerPlanner:
             rule = self.ctx.target.rule(named, FORM, Format(weight_bits, bits))
             if rule is not None and rule.activation is not None:
                 found[bits] = self.wishes.scheme.of(rule)
-        if unit.op in HEAVY and unit.op not in ("MatMul", "Gather") and not g.weight_view(unit.node):
+        if (
+            unit.op in HEAVY
+            and unit.op not in ("MatMul", "Gather")
+            and not g.weight_view(unit.node)
+        ):
             return {}
         return found
 

@@ -56,9 +56,7 @@ def units(graph: Graph, body: Graph) -> list[Unit]:
             whole[id(maker)] = Unit(NAMES[pattern.kind], (*others, maker), pattern)
             inside |= {id(node) for node in others}
     return [
-        whole.get(id(node), Unit(node.op, (node,)))
-        for node in body.nodes
-        if id(node) not in inside
+        whole.get(id(node), Unit(node.op, (node,))) for node in body.nodes if id(node) not in inside
     ]
 
 

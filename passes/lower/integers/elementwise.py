@@ -171,7 +171,9 @@ def total(group: Group) -> gs.Variable:
         raise Refusal("one of its operands is constant")
     count = len(operands) if group.node.op == "Mean" else 1
     ratios = [codes.grid.scale / group.grid.scale / count for codes in operands]
-    multipliers, shift = dyadic(factor(ratios), _WIDE_BITS - len(operands).bit_length(), common=True)
+    multipliers, shift = dyadic(
+        factor(ratios), _WIDE_BITS - len(operands).bit_length(), common=True
+    )
     wide: list[gs.Tensor] = []
     for codes, multiplier in zip(operands, multipliers, strict=True):
         centered = group.call("Center", [codes.tensor, group.zero(codes)])

@@ -47,7 +47,9 @@ def _evaluate(group: Group, x: NDArray[np.float32]) -> NDArray[np.float32]:
         inputs.append(
             gs.Variable.empty()
             if value is None
-            else gs.Constant(f"c{number}", value.astype(np.float32) if g.is_float(tensor) else value)
+            else gs.Constant(
+                f"c{number}", value.astype(np.float32) if g.is_float(tensor) else value
+            )
         )
     graph.inputs, graph.outputs = inputs[:1], [gs.Variable("y", np.float32)]
     graph.nodes = [gs.Node(node.op, "f", dict(node.attrs), inputs, list(graph.outputs))]
@@ -65,7 +67,10 @@ def p_relu(group: Group) -> gs.Variable:
     steep = np.asarray(g.values(slope), np.float64)
     above = group.requantize(x.tensor, zero, x.grid.scale)
     below = group.requantize(x.tensor, zero, x.grid.scale * steep)
-    code, middle = group.cast(x.tensor, np.int32), group.constant(x.grid.zero, np.int32, "zero_int32")
+    code, middle = (
+        group.cast(x.tensor, np.int32),
+        group.constant(x.grid.zero, np.int32, "zero_int32"),
+    )
     return group.emit("Where", [group.emit("Less", [code, middle]), below, above])
 
 
@@ -197,7 +202,9 @@ def _epsilon(nodes: tuple[g.Node, ...]) -> float:
 
 def _is_last(group: Group, *axes: int) -> bool:
     shape = group.shape(group.unit.inputs[0])
-    return axes == (-1,) or (shape is not None and [a % len(shape) for a in axes] == [len(shape) - 1])
+    return axes == (-1,) or (
+        shape is not None and [a % len(shape) for a in axes] == [len(shape) - 1]
+    )
 
 
 def _axes(node: g.Node) -> tuple[int, ...]:
@@ -293,15 +300,16 @@ def average_pool(group: Group) -> gs.Variable:
     sums = group.emit(
         "ConvInteger", [x.tensor, ones, group.zero(x), no_zero], group=channels, **attrs
     )
-    padded = any(attrs.get("pads", ())) or attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    padded = any(attrs.get("pads", ())) or attrs.get("auto_pad", "NOTSET") not in (
+        "NOTSET",
+        "VALID",
+    )
     if padded and not node.attrs.get("count_include_pad", 0):
         # How many values each window holds: the same sum of ones, padded with zeros.
         sizes = group.emit("Shape", [x.tensor])
         one = group.constant(np.ones(1), np.uint8, "one")
         full = group.emit("Expand", [one, sizes])
-        held = group.emit(
-            "ConvInteger", [full, ones, no_zero, no_zero], group=channels, **attrs
-        )
+        held = group.emit("ConvInteger", [full, ones, no_zero, no_zero], group=channels, **attrs)
         count: gs.Tensor = group.cast(held, np.int64)
     else:
         count = group.constant(math.prod(kernel), np.int64, "count")

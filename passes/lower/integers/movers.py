@@ -14,12 +14,20 @@ _INT32 = (-(2**31), 2**31 - 1)
 
 def move(group: Group) -> gs.Variable | list[gs.Variable]:
     """The operator itself, on codes, which keep their grid."""
-    node, x = group.node, group.codes(0)
+    node, x = group.node, _moved(group)
     made = group.emit(node.op, [x.tensor, *node.inputs[1:]], **node.attrs)
     for _ in node.outputs[1:]:
         more = gs.Variable(group.writer.maker.name(f"{group.base}_{node.op}_out"))
         made.inputs[0].outputs.append(more)
     return regridded(group, x, list(made.inputs[0].outputs))
+
+
+def _moved(group: Group) -> Codes:
+    """What is moved; of a constant, the codes that the result has."""
+    tensor, grid = group.node.inputs[0], group.grid
+    if not g.is_constant(tensor):
+        return group.codes(0)
+    return Codes(group.constant(grid.quantize(g.values(tensor)), grid.dtype, "codes"), grid)
 
 
 def regridded(group: Group, x: Codes, moved: list[gs.Variable]) -> list[gs.Variable]:
@@ -61,9 +69,7 @@ def pad(group: Group) -> list[gs.Variable]:
         raise Refusal("it pads with a value that is computed")
     value = x.grid.quantize(0.0 if fill is None else g.values(fill)).reshape(())
     operands = [x.tensor, node.inputs[1], group.constant(value, x.grid.dtype, "fill")]
-    return regridded(
-        group, x, [group.emit("Pad", [*operands, *node.inputs[3:]], **node.attrs)]
-    )
+    return regridded(group, x, [group.emit("Pad", [*operands, *node.inputs[3:]], **node.attrs)])
 
 
 def cast(group: Group) -> gs.Variable | list[gs.Variable]:

@@ -236,9 +236,7 @@ class Writer:
         zero = self.maker.constant(f"{name}_zero_point", np.asarray(grid.zero, stored))
         codes = self.maker.emit(self.body, "QuantizeLinear", [x, scale, zero], name)
         if not grid.narrow:
-            codes = self.maker.emit(
-                self.body, "Cast", [codes], name, to=_CODE[np.dtype(np.int32)]
-            )
+            codes = self.maker.emit(self.body, "Cast", [codes], name, to=_CODE[np.dtype(np.int32)])
         codes.dtype = grid.dtype
         return codes
 
