@@ -52,8 +52,8 @@ class IntegerOnly(Pass):
     def apply(self, graph: Graph, ctx: Context) -> int:
         if not any(plan.result for plan in ctx.plan.values()):
             raise OnnxqError(
-                'the pass integer-only follows a plan of assign with form = "integer"; use --preset '
-                "integer-only"
+                'integer-only follows a plan of assign with form = "integer", as the preset '
+                "integer-only has it"
             )
         if ctx.qdq_form is None:
             ctx.qdq_form = _qdq_form(graph, ctx)
