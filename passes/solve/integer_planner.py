@@ -26,9 +26,9 @@ from onnxq.errors import OnnxqError
 from onnxq.graph import Graph, Node
 from onnxq.pipeline import Context, NodePlan
 from onnxq.qtype import QType
-from onnxq.target import Format, OpRule
+from onnxq.target import Form, Format, OpRule
 
-FORM = "integer"
+FORM: Form = "integer"
 NARROW, WIDE = 8, 16
 KEEP_GRID = (*MOVERS, "Cast")  # hand on the codes that they are given
 PRODUCTS = ("Conv", "Gemm", "MatMul")

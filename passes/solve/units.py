@@ -61,7 +61,7 @@ def units(graph: Graph, body: Graph) -> list[Unit]:
 
 
 def _is_closed(body: Graph, pattern: Pattern) -> bool:
-    """Whether nothing but the pattern reads what is made within it, and it is the function alone."""
+    """Whether it is the function alone, and nothing else reads what is made within it."""
     if pattern.nodes[0].op in _MORE_THAN_THE_FUNCTION:
         return False
     own = {id(node) for node in pattern.nodes}

@@ -45,7 +45,7 @@ def _sum(group: Group, sign: float) -> gs.Variable:
     moving = 1 - fixed[0]
     x = group.codes(moving)
     constant = signs[fixed[0]] * np.asarray(g.values(group.node.inputs[fixed[0]]), np.float64)
-    return affine(group, x, np.float64(signs[moving] * x.grid.scale), constant)
+    return affine(group, x, np.asarray(signs[moving] * x.grid.scale), constant)
 
 
 def affine(

@@ -1,5 +1,5 @@
-"""Functions of codes: tables of what a function gives for each code, I-BERT's polynomials, sums over
-axes, and normalizations by an integer square root.
+"""Functions of codes: tables of what a function gives for each code, I-BERT's polynomials, sums
+over axes, and normalizations by an integer square root.
 """
 
 from __future__ import annotations
@@ -43,14 +43,12 @@ def _evaluate(group: Group, x: NDArray[np.float32]) -> NDArray[np.float32]:
     graph = gs.Graph(opset=group.opset)
     inputs: list[gs.Tensor] = [gs.Variable("x", np.float32, (len(x),))]
     for number, tensor in enumerate(node.inputs[1:]):
-        value = g.values(tensor).reshape(()) if tensor.name else None
-        inputs.append(
-            gs.Variable.empty()
-            if value is None
-            else gs.Constant(
-                f"c{number}", value.astype(np.float32) if g.is_float(tensor) else value
-            )
-        )
+        if not tensor.name:
+            inputs.append(gs.Variable.empty())
+            continue
+        value = g.values(tensor).reshape(())
+        kind = np.float32 if g.is_float(tensor) else value.dtype
+        inputs.append(gs.Constant(f"c{number}", value.astype(kind)))
     graph.inputs, graph.outputs = inputs[:1], [gs.Variable("y", np.float32)]
     graph.nodes = [gs.Node(node.op, "f", dict(node.attrs), inputs, list(graph.outputs))]
     with np.errstate(all="ignore"):
@@ -202,9 +200,9 @@ def _epsilon(nodes: tuple[g.Node, ...]) -> float:
 
 def _is_last(group: Group, *axes: int) -> bool:
     shape = group.shape(group.unit.inputs[0])
-    return axes == (-1,) or (
-        shape is not None and [a % len(shape) for a in axes] == [len(shape) - 1]
-    )
+    if shape is None:
+        return axes == (-1,)
+    return [axis % len(shape) for axis in axes] == [len(shape) - 1]
 
 
 def _axes(node: g.Node) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ def _moved(group: Group) -> Codes:
 
 
 def regridded(group: Group, x: Codes, moved: list[gs.Variable]) -> list[gs.Variable]:
-    """Codes on the grid of x as codes of the result, which is another where ranges were set apart."""
+    """Codes on the grid of x as codes of the result, which may have another."""
     if x.grid == group.grid:
         return moved
     return [group.requantize(t, group.zero(x), x.grid.scale) for t in moved]

@@ -57,7 +57,7 @@ def matmul(group: Group) -> gs.Variable:
         operands = [x.tensor, other.tensor, group.zero(x), group.zero(other)]
         _check_length(group)
         sums = group.emit("MatMulInteger", operands)
-        return _finish(group, sums, np.float64(x.grid.scale * other.grid.scale), None, None, (-1,))
+        return _finish(group, sums, np.asarray(x.grid.scale * other.grid.scale), None, None, (-1,))
     weight, scale = _weight(group)
     sums = group.emit("MatMulInteger", [x.tensor, *weight.operands(x, group)])
     return _finish(group, sums, x.grid.scale * scale, None, weight.reach(x), (-1,))
@@ -85,7 +85,7 @@ class _Weight:
 
 
 def _weight(group: Group) -> tuple[_Weight, NDArray[np.float64]]:
-    """A node's weight with its scale () or (out,). Raises Refusal where the plan has none for it."""
+    """A node's weight with its scale () or (out,). Raises Refusal where it has no codes."""
     view = g.weight_view(group.node)
     q = None if view is None else group.writer.ctx.weights.get(view.tensor.name)
     if view is None or q is None:
