@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnxq.passes.lower.integers.functions import look_up
 from onnxq.passes.lower.integers.grid import Codes, Refusal
 from onnxq.passes.lower.integers.writer import Group
 
@@ -73,15 +74,20 @@ def pad(group: Group) -> list[gs.Variable]:
 
 
 def cast(group: Group) -> gs.Variable | list[gs.Variable]:
-    """Between float types nothing changes; integers and booleans are codes of scale 1."""
+    """Between float types nothing changes; integers and booleans are codes of scale 1, and what
+    becomes one is looked up.
+    """
     source = group.node.inputs[0]
+    if g.is_float(source) and not g.is_float(group.node.outputs[0]):
+        return look_up(group)
     if g.is_float(source):
         x = group.codes(0)
         return regridded(group, x, [x.tensor])
     whole = group.cast(source, np.int64)
     ends = [group.constant(end, np.int64, "code") for end in _INT32]
     bounded = group.emit("Clip", [whole, *ends])
-    return group.requantize(bounded, group.constant(0, np.int64, "zero_int64"), 1.0)
+    nothing = group.constant(0, np.int64, "zero_int64")
+    return group.requantize(bounded, nothing, 1.0, reach=2**31)
 
 
 def identity(group: Group) -> gs.Variable | list[gs.Variable]:
@@ -120,6 +126,16 @@ def gather(group: Group) -> gs.Variable | list[gs.Variable]:
     return group.call("Requantize", [rows, nothing, factors, shift, *group.ends()])
 
 
+def top_k(group: Group) -> list[gs.Variable]:
+    """The largest or smallest codes and their places; codes that are equal keep their order."""
+    x, node = group.codes(0), group.node
+    wide = group.cast(x.tensor, np.int32)
+    found = group.emit("TopK", [wide, node.inputs[1]], **node.attrs)
+    places = gs.Variable(group.writer.maker.name(f"{group.base}_places"))
+    found.inputs[0].outputs.append(places)
+    return [*regridded(group, x, [group.cast(found, x.grid.dtype)]), places]
+
+
 def argument(group: Group) -> gs.Variable:
     """ArgMax and ArgMin of codes are those of what they stand for."""
     x = group.codes(0)
@@ -132,4 +148,5 @@ LOWERINGS = {
     "MaxPool": max_pool, "GlobalMaxPool": global_max_pool, "ReduceMax": reduce_extremum,
     "ReduceMin": reduce_extremum, "Pad": pad, "Cast": cast, "Identity": identity,
     "Gather": gather, "ArgMax": argument, "ArgMin": argument,
+    "TopK": top_k,
 }  # fmt: skip

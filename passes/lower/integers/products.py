@@ -93,6 +93,8 @@ def _weight(group: Group) -> tuple[_Weight, NDArray[np.float64]]:
     if q.scale.ndim > 1:
         raise Refusal("its weight has scales by block, which no integer product adds up")
     centered = _centered(q)
+    if centered.min(initial=0) < -128 or centered.max(initial=0) > 127:
+        raise Refusal("its weight has codes of more than 8 bits around their zero point")
     stored = np.asarray(view.from_matrix(centered))
     return _Weight(centered, stored, view.tensor.name), np.asarray(q.scale, np.float64)
 
@@ -140,7 +142,9 @@ def _finish(
         sums = group.emit("Add", [sums, group.constant(held, np.int32, "bias")])
     real = unit * group.gain
     real = real.reshape(channels) if real.ndim else real
-    return group.requantize(sums, group.constant(0, np.int32, "zero_int32"), real)
+    reach_of_all = int(np.max(most)) if reach is not None else _INT32
+    nothing = group.constant(0, np.int32, "zero_int32")
+    return group.requantize(sums, nothing, real, reach=reach_of_all)
 
 
 def _check_length(group: Group) -> None:
