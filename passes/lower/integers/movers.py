@@ -114,7 +114,7 @@ def gather(group: Group) -> gs.Variable | list[gs.Variable]:
         centered = centered - (table.zero[:, None] if table.zero.ndim else table.zero)
     stored = centered.reshape(tensor.shape)
     dtype = np.int8 if np.abs(stored).max(initial=0) < 128 else np.int16
-    held = group.writer.maker.constant(f"{tensor.name}_quantized", stored.astype(dtype))
+    held = group.writer.maker.shared(f"{tensor.name}_quantized", stored.astype(dtype))
     rows = group.emit("Gather", [held, node.inputs[1]], axis=0)
     nothing = group.constant(0, dtype, f"zero_{np.dtype(dtype)}")
     if not table.scale.ndim:

@@ -76,7 +76,7 @@ class _Weight:
     def operands(self, x: Codes, group: Group) -> list[gs.Tensor]:
         """The second operand of an integer product and both zero points."""
         held = (self.stored + 128).astype(np.uint8)
-        codes = group.writer.maker.constant(f"{self.name}_quantized", held)
+        codes = group.writer.maker.shared(f"{self.name}_quantized", held)
         return [codes, group.zero(x), group.constant(128, np.uint8, "zero_uint8")]
 
     def reach(self, x: Codes) -> NDArray[np.int64]:

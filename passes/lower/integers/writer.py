@@ -251,8 +251,8 @@ class Writer:
         if kind is not None and kind != np.float32:
             x = self.maker.emit(self.body, "Cast", [x], name, to=_code(_FLOAT32))
         stored = np.uint8 if grid.narrow else np.int16
-        scale = self.maker.constant(f"{name}_scale", np.asarray(grid.scale, np.float32))
-        zero = self.maker.constant(f"{name}_zero_point", np.asarray(grid.zero, stored))
+        scale = self.maker.shared(f"{name}_scale", np.asarray(grid.scale, np.float32))
+        zero = self.maker.shared(f"{name}_zero_point", np.asarray(grid.zero, stored))
         codes = self.maker.emit(self.body, "QuantizeLinear", [x, scale, zero], name)
         if not grid.narrow:
             codes = self.maker.emit(self.body, "Cast", [codes], name, to=_code(np.dtype(np.int32)))
@@ -272,11 +272,11 @@ class Writer:
                     g.replace_input(reader, tensor, codes.tensor)
             if not tensor.outputs and name not in outputs:
                 continue
-            scale = self.maker.constant(f"{name}_scale", np.asarray(codes.grid.scale, np.float32))
+            scale = self.maker.shared(f"{name}_scale", np.asarray(codes.grid.scale, np.float32))
             operands = [codes.tensor, scale]
             if codes.grid.narrow:
                 zero = np.asarray(codes.grid.zero, np.uint8)
-                operands.append(self.maker.constant(f"{name}_zero_point", zero))
+                operands.append(self.maker.shared(f"{name}_zero_point", zero))
             real = self.maker.emit(self.body, "DequantizeLinear", operands, name)
             kind = g.dtype(tensor)
             if kind is not None and kind != np.float32:
