@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxq.passes.lower.insert_qdq import InsertQDQ
-from onnxq.passes.lower.integers import elementwise, functions, movers, products
+from onnxq.passes.lower.integers import elementwise, functions, movers, products, transposed
 from onnxq.passes.lower.integers.writer import Lower, Writer
 
 from onnxq import graph as g
@@ -30,9 +30,8 @@ from onnxq.graph import Graph
 from onnxq.pipeline import Context, Pass
 
 LOWERINGS: dict[str, Lower] = {
-    "Conv": products.conv,
-    "Gemm": products.gemm,
-    "MatMul": products.matmul,
+    **products.LOWERINGS,
+    **transposed.LOWERINGS,
     **elementwise.LOWERINGS,
     **movers.LOWERINGS,
     **functions.LOWERINGS,

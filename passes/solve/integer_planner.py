@@ -32,7 +32,7 @@ from onnxq.target import Form, Format, OpRule
 FORM: Form = "integer"
 NARROW, WIDE = 8, 16
 KEEP_GRID = (*MOVERS, "Cast")  # hand on the codes that they are given
-PRODUCTS = ("Conv", "Gemm", "MatMul")
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 SIZES = ("Shape", "Size")  # which read no values
 _LEAST_RANK = {"Gemm": 2, "MatMul": 1}  # of their results
 _COMPUTED_WEIGHT = "its weights are computed, not constant"
@@ -243,8 +243,8 @@ def is_vector(node: Node, product: Node) -> bool:
     if node.op != "Add":
         return False
     weight = product.inputs[1]
-    rank = len(weight.shape) if product.op == "Conv" else _LEAST_RANK[product.op]
-    behind = rank - 2 if product.op == "Conv" else 0  # axes behind that of the channels
+    rank = _LEAST_RANK.get(product.op, len(weight.shape))
+    behind = 0 if product.op in _LEAST_RANK else rank - 2  # axes behind that of the channels
 
     def is_along_channels(shape: Sequence[int]) -> bool:
         aligned = [1] * (rank - len(shape)) + [*shape]

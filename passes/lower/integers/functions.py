@@ -150,6 +150,34 @@ def layer_norm(group: Group) -> gs.Variable:
     return group.call("IntegerLayerNormalization", [*operands, *group.ends()])
 
 
+def instance_norm(group: Group) -> gs.Variable:
+    """The normalization of each channel by itself: of rows, once its places are one axis."""
+    node, shape = group.node, group.shape(group.node.inputs[0])
+    if shape is None or not all(isinstance(size, int) for size in shape[2:]):
+        raise Refusal("the size of what it normalizes is not known")
+    if not all(map(g.is_constant, node.inputs[1:])):
+        raise Refusal("its gain or bias is computed, not constant")
+    x, length, grid = group.codes(0), math.prod(int(size) for size in shape[2:] if size), group.grid
+    if length > _LONGEST:
+        raise Refusal(f"it normalizes rows longer than {_LONGEST}")
+    gain, bias = (np.asarray(g.values(t), np.float64).reshape(-1, 1) for t in node.inputs[1:])
+    multiplier, offset, shift = straight_line(
+        gain / 2**UNIT_BITS / grid.scale, bias / grid.scale, 2**UNIT_BITS * math.sqrt(length), grid
+    )
+    rows = group.constant(np.array([0, 0, -1]), np.int64, "rows")
+    operands = [
+        group.emit("Reshape", [x.tensor, rows]),
+        group.constant(
+            _under_root(float(node.attrs.get("epsilon", 1e-5)), length, x), np.int64, "epsilon"
+        ),
+        group.constant(multiplier, np.int64, "multiplier"),
+        group.constant(offset, np.int64, "offset"),
+        group.constant(shift, np.uint64, "shift"),
+    ]
+    normal = group.call("IntegerLayerNormalization", [*operands, *group.ends()])
+    return group.emit("Reshape", [normal, group.emit("Shape", [x.tensor])])
+
+
 def rms_norm(group: Group) -> gs.Variable:
     x, (gain, _, epsilon) = group.codes(0), _normalization(group)
     held = group.constant(_under_root(epsilon, _row(group), x), np.int64, "epsilon")
@@ -358,12 +386,12 @@ _TABLES = (
     "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Elu", "Selu", "Celu", "LeakyRelu", "Mish",
     "Softplus", "Softsign", "Erf", "ThresholdedRelu", "Shrink", "Exp", "Log", "Sqrt", "Reciprocal",
     "Sin", "Cos", "Tan", "Sinh", "Cosh", "Asin", "Acos", "Atan", "Asinh", "Acosh", "Atanh", "Floor",
-    "Ceil", "Round", "Sign", "Pow",
+    "Ceil", "Round", "Sign", "Pow", "IsNaN", "IsInf",
 )  # fmt: skip
 LOWERINGS = {
     **dict.fromkeys(_TABLES, look_up),
     "PRelu": p_relu, "Gelu": gelu, "Swish": swish, "Softmax": softmax,
     "LayerNormalization": layer_norm, "RMSNormalization": rms_norm, "ReduceMean": reduce_mean,
     "ReduceSum": reduce_sum, "ReduceL2": reduce_l2, "GlobalAveragePool": global_average_pool,
-    "AveragePool": average_pool,
+    "AveragePool": average_pool, "InstanceNormalization": instance_norm,
 }  # fmt: skip
