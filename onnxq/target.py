@@ -175,7 +175,8 @@ class Target:
             return f"{self.name} has a rule for {node.op}, but not of this shape"
         if rules:
             return f"{self.name} has no {form} rule for {node.op} as {format}"
-        return f"{self.name} has no {form} integer form of {node.op}"
+        kind = form if form == "integer" else f"{form} integer"
+        return f"{self.name} has no {kind} form of {node.op}"
 
 
 def load_target(name: str) -> Target:

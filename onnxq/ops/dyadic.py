@@ -14,9 +14,10 @@ from onnxq.ops.fixed_point import MOST_SHIFT
 
 
 def dyadic(
-    real: ArrayLike, bits: int = 31, common: bool = False
+    real: ArrayLike, bits: int = 31, common: bool = False, most_shift: int = MOST_SHIFT
 ) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """m and n of the nearest m · 2⁻ⁿ with |m| < 2^bits and 0 <= n <= 61, of the shape of `real`.
+    """m and n of the nearest m · 2⁻ⁿ with |m| < 2^bits and 0 <= n <= `most_shift`, of the shape
+    of `real`.
 
     m is odd or n is 0: powers of two give m = 1. With `common`, n is one scalar for all elements,
     and the largest of them has all its bits. What is too small to be told from 0 gives 0.
@@ -30,7 +31,7 @@ def dyadic(
     exponent = np.where(numbers == 0, bits - MOST_SHIFT, exponent)
     if common:
         exponent = np.asarray(exponent.max(initial=bits - MOST_SHIFT))
-    n = np.clip(bits - exponent, 0, MOST_SHIFT)
+    n = np.clip(bits - exponent, 0, most_shift)
     m = _rounded(numbers, n)
     overflows = np.abs(m) >= 2**bits  # rounded up to the next power of two
     n = np.where(overflows.any() if common else overflows, np.maximum(n - 1, 0), n)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from onnxq.passes.lower.insert_qdq import InsertQDQ
-from onnxq.passes.lower.integers import elementwise, functions, movers, products
+from onnxq.passes.lower.integers import elementwise, functions, movers, products, transposed
 from onnxq.passes.lower.integers.borders import give_codes
 from onnxq.passes.lower.integers.writer import Lower, Writer
 
@@ -36,9 +36,8 @@ from onnxq.report import FloatOperatorRecord
 NAMED = 3  # operators in an error
 
 LOWERINGS: dict[str, Lower] = {
-    "Conv": products.conv,
-    "Gemm": products.gemm,
-    "MatMul": products.matmul,
+    **products.LOWERINGS,
+    **transposed.LOWERINGS,
     **elementwise.LOWERINGS,
     **movers.LOWERINGS,
     **functions.LOWERINGS,

@@ -15,6 +15,7 @@ or behind an operator that stays float, an Identity stands for its quantization.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
@@ -31,8 +32,9 @@ from onnxq.target import Form, Format, OpRule
 FORM: Form = "integer"
 NARROW, WIDE = 8, 16
 KEEP_GRID = (*MOVERS, "Cast")  # hand on the codes that they are given
-PRODUCTS = ("Conv", "Gemm", "MatMul")
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 SIZES = ("Shape", "Size")  # which read no values
+_LEAST_RANK = {"Gemm": 2, "MatMul": 1}  # of their results
 _COMPUTED_WEIGHT = "its weights are computed, not constant"
 
 
@@ -80,6 +82,9 @@ class IntegerPlanner:
         for each in planned:
             for tensor in each.unit.inputs:
                 self.readers.setdefault(tensor.name, []).append(each)
+        for each in reversed(planned):  # readers first, so that no way through the graph recurses
+            for tensor in each.last.outputs:
+                self._is_wide(tensor)
         for each in planned:
             for tensor in each.unit.inputs:
                 self._enter(tensor)
@@ -149,8 +154,9 @@ class IntegerPlanner:
                 break
             if g.clip_bounds(reader) is not None and reader.inputs[0] is node.outputs[0]:
                 return [*tail, reader]
-            takes = is_factor(reader) or (is_vector(reader) and not tail)
-            if unit.op not in PRODUCTS or not takes:
+            if unit.op not in PRODUCTS:
+                break
+            if not is_factor(reader) and (tail or not is_vector(reader, unit.node)):
                 break
             tail.append(reader)
             node = reader
@@ -232,16 +238,25 @@ def is_factor(node: Node) -> bool:
     return node.op == "Mul" and any(map(_is_number, node.inputs))
 
 
-def is_vector(node: Node) -> bool:
-    """Whether it adds a constant vector along the last axis, as the bias of a product is."""
-    return node.op == "Add" and any(
-        g.is_constant(t) and max(t.shape, default=1) == math.prod(t.shape) == (t.shape or [1])[-1]
-        for t in node.inputs
-    )
+def is_vector(node: Node, product: Node) -> bool:
+    """Whether it adds a constant along the channels of a product, as its bias is added."""
+    if node.op != "Add":
+        return False
+    weight = product.inputs[1]
+    rank = _LEAST_RANK.get(product.op, len(weight.shape))
+    behind = 0 if product.op in _LEAST_RANK else rank - 2  # axes behind that of the channels
+
+    def is_along_channels(shape: Sequence[int]) -> bool:
+        aligned = [1] * (rank - len(shape)) + [*shape]
+        del aligned[rank - 1 - behind]
+        return len(shape) <= rank and all(size == 1 for size in aligned)
+
+    return any(g.is_constant(t) and is_along_channels(t.shape) for t in node.inputs)
 
 
 def _is_number(tensor: gs.Tensor) -> bool:
-    return g.is_constant(tensor) and math.prod(tensor.shape) == 1
+    """Of no more axes than any result has, so that multiplying by it changes no shape."""
+    return g.is_constant(tensor) and math.prod(tensor.shape) == 1 and len(tensor.shape) < 2
 
 
 def _is_quantized(tensor: gs.Tensor) -> bool:

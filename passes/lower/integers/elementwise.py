@@ -8,12 +8,20 @@ from collections.abc import Callable
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnxq.passes.lower.integers.grid import Codes, Grid, Refusal, factor
+from onnxq.passes.lower.integers.grid import (
+    Codes,
+    Grid,
+    Refusal,
+    bits_above,
+    factor,
+    terms,
+)
 from onnxq.passes.lower.integers.writer import Group
 
 from onnxq import graph as g
 from onnxq.ops.dyadic import dyadic
 
+_BEYOND = 2.0**40  # steps, more than any code
 _WIDE_BITS = 44  # of a multiplier, where codes of 16 bits and no accumulator are multiplied
 
 
@@ -35,7 +43,7 @@ def _sum(group: Group, sign: float) -> gs.Variable:
     if not fixed:
         pair = [group.codes(slot) for slot in (0, 1)]
         ratios = [s * c.grid.scale / grid.scale for s, c in zip(signs, pair, strict=True)]
-        multipliers, shift = dyadic(factor(ratios), _WIDE_BITS, common=True)
+        multipliers, shift = dyadic(terms(ratios), _WIDE_BITS, common=True)
         operands: list[gs.Tensor] = []
         for codes, multiplier in zip(pair, multipliers, strict=True):
             factors = group.constant(multiplier, np.int64, "multiplier")
@@ -53,14 +61,9 @@ def affine(
 ) -> gs.Variable:
     """gain · (x − z_x) + offset, both real and broadcast with x."""
     grid = group.grid
-    multiplier, shift = dyadic(factor(gain / grid.scale))
-    # What lies beyond twice the grid saturates as that does.
-    reach = 2.0 * (grid.high - grid.low + 1)
-    steps = np.clip(np.nan_to_num(offset / grid.scale), -(2 * reach), 2 * reach)
-    added = np.rint(np.ldexp(steps, shift.astype(np.int64)))
-    most = np.max(np.abs(added)) + np.max(np.abs(multiplier)) * 2.0 * x.grid.reach
-    if most >= 2.0**61:
-        raise Refusal("its constant is too large beside what it is added to")
+    multiplier, added, shift = straight_line(
+        gain / grid.scale, offset / grid.scale, x.grid.reach, grid
+    )
     operands = [
         x.tensor,
         group.zero(x),
@@ -106,22 +109,14 @@ def div(group: Group) -> gs.Variable:
     real = step / y.grid.scale / group.grid.scale
     if abs(real) >= 2.0**40:
         raise Refusal("its quotient has a far finer grid than what it divides by")
-    multiplier, shift = dyadic(real, bits=max(24, math.frexp(abs(real))[1] + 1))
-    multiplier, shift = _bounded(multiplier, shift)
+    # A shift of at most 44 bits: a divisor of 17 bits stays below 2⁶² when it is raised by it.
+    multiplier, shift = dyadic(real, max(24, bits_above(real) + 1), most_shift=44)
     scaling = [
         group.constant(multiplier, np.int64, "multiplier"),
         group.constant(shift, np.uint64, "shift"),
     ]
     operands = [*tensors, y.tensor, group.zero(y), *scaling]
     return group.call("IntegerDiv", [*operands, *group.ends()])
-
-
-def _bounded(
-    multiplier: NDArray[np.int64], shift: NDArray[np.uint64]
-) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """A shift of at most 44 bits: a divisor of 17 bits stays below 2⁶² when it is raised by it."""
-    excess = np.maximum(shift.astype(np.int64) - 44, 0)
-    return multiplier >> excess, (shift.astype(np.int64) - excess).astype(np.uint64)
 
 
 def on_one_grid(group: Group) -> list[gs.Tensor]:
@@ -171,9 +166,7 @@ def total(group: Group) -> gs.Variable:
         raise Refusal("one of its operands is constant")
     count = len(operands) if group.node.op == "Mean" else 1
     ratios = [codes.grid.scale / group.grid.scale / count for codes in operands]
-    multipliers, shift = dyadic(
-        factor(ratios), _WIDE_BITS - len(operands).bit_length(), common=True
-    )
+    multipliers, shift = dyadic(terms(ratios), _WIDE_BITS - len(operands).bit_length(), common=True)
     wide: list[gs.Tensor] = []
     for codes, multiplier in zip(operands, multipliers, strict=True):
         centered = group.call("Center", [codes.tensor, group.zero(codes)])
@@ -185,6 +178,25 @@ def total(group: Group) -> gs.Variable:
     shifts = group.constant(shift, np.uint64, "shift")
     nothing = group.constant(0, np.int64, "zero_int64")
     return group.call("ShiftRequantize", [added, nothing, shifts, *group.ends()])
+
+
+def straight_line(
+    slope: NDArray[np.float64], offset: NDArray[np.float64], reach: float, grid: Grid
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
+    """Multiplier, offset and shift of slope · x + offset in steps of `grid`, |x| <= `reach`.
+
+    An offset beyond all that the product can make up for saturates as a smaller one does. The shift
+    leaves room for it: offset and product are below 2⁶⁰ each, half of 2^shift below 2⁵⁹.
+    """
+    if np.abs(slope).max(initial=0) * reach >= 2.0**40:
+        raise Refusal("its result has a far finer grid than what it is made of")
+    largest = np.abs(slope).max(initial=0) * reach + 2.0 * (grid.high - grid.low + 1)
+    room = 60 - bits_above(largest)
+    bits = min(31, 60 - bits_above(reach))
+    multiplier, shift = dyadic(slope, max(bits, 1), most_shift=room)
+    steps = np.clip(offset, -largest, largest)
+    added = np.rint(np.ldexp(steps, shift.astype(np.int64))).astype(np.int64)
+    return multiplier, added, shift
 
 
 def bounded(group: Group) -> gs.Variable:
@@ -238,14 +250,13 @@ def compare(group: Group) -> gs.Variable:
     scales = [codes.grid.scale for codes in pair if codes is not None]
     unit = min(scales)
     multipliers, _ = dyadic(factor(np.asarray(scales) / unit), _WIDE_BITS, common=True)
-    one = float(np.min(multipliers[np.asarray(scales) == unit]))
     step = iter(multipliers)
-    for codes, tensor in zip(pair, group.node.inputs, strict=True):
+    for slot, (codes, tensor) in enumerate(zip(pair, group.node.inputs, strict=True)):
         if codes is None:
-            real = np.asarray(g.values(tensor), np.float64) / unit * one
-            rounding = {"Less": np.ceil, "GreaterOrEqual": np.ceil}.get(group.node.op, np.floor)
-            limit = np.clip(np.nan_to_num(rounding(real)), -(2.0**60), 2.0**60)
-            sides.append(group.constant(limit, np.int64, "bound"))
+            constant = np.asarray(g.values(tensor), np.float64)
+            sides.append(
+                group.constant(_bound(group.node.op, slot, constant / unit), np.int64, "bound")
+            )
             continue
         centered = group.call("Center", [codes.tensor, group.zero(codes)])
         sides.append(
@@ -254,10 +265,26 @@ def compare(group: Group) -> gs.Variable:
     return group.emit(group.node.op, sides)
 
 
+def _bound(op: str, slot: int, steps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The whole number of steps that codes compare with as they would with a constant.
+
+    x < c is x < ⌈c⌉ and x <= c is x <= ⌊c⌋ for whole x. What lies within a thousandth of a code is
+    meant to be it: scales are rounded to float32. No code equals a half.
+    """
+    nearest = np.rint(steps)
+    is_code = np.abs(steps - nearest) < 1e-3
+    if op == "Equal":
+        rounded = np.where(is_code, nearest, _BEYOND)
+    else:
+        up = op in (("Less", "GreaterOrEqual"), ("Greater", "LessOrEqual"))[slot]
+        rounded = np.where(is_code, nearest, np.ceil(steps) if up else np.floor(steps))
+    return np.clip(np.nan_to_num(rounded, nan=_BEYOND), -_BEYOND, _BEYOND)
+
+
 LOWERINGS = {
     "Add": add, "Sub": sub, "Mul": mul, "Div": div, "Concat": concat, "Where": where,
     "Min": extremum("Min"), "Max": extremum("Max"), "Sum": total, "Mean": total,
     "Relu": bounded, "Clip": bounded, "Neg": negate, "Abs": absolute,
     "BatchNormalization": batch_norm,
-    "Less": compare, "LessOrEqual": compare, "Greater": compare, "GreaterOrEqual": compare,
+    **dict.fromkeys(("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal"), compare),
 }  # fmt: skip

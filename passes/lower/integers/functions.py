@@ -9,7 +9,8 @@ import math
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnxq.passes.lower.integers.grid import Refusal
+from onnxq.passes.lower.integers.elementwise import straight_line
+from onnxq.passes.lower.integers.grid import Codes, Refusal, factor
 from onnxq.passes.lower.integers.writer import Group
 
 from onnxq import graph as g
@@ -19,6 +20,9 @@ from onnxq.runtime import Session
 
 _LN2 = math.log(2)
 _LONGEST = 1 << 15  # a row of 16-bit codes whose squares an int64 holds
+# Codes whose sum is divided: 2²¹ of 2¹⁵ steps times a multiplier of 24 bits, twice, are below 2⁶²,
+# and so is their number with a shift of 40 bits.
+_MOST_AVERAGED = 1 << 21
 
 
 def look_up(group: Group) -> gs.Variable:
@@ -27,7 +31,9 @@ def look_up(group: Group) -> gs.Variable:
     first, last = (0, 255) if x.grid.narrow else (-(2**15), 2**15 - 1)
     codes = np.arange(first, last + 1)
     real = _evaluate(group, x.grid.dequantize(codes).astype(np.float32))
-    table = group.grid.quantize(np.nan_to_num(real, nan=0.0, posinf=np.inf, neginf=-np.inf))
+    table = real
+    if g.is_float(group.last.outputs[0]):
+        table = group.grid.quantize(np.nan_to_num(real, nan=0.0, posinf=np.inf, neginf=-np.inf))
     operands = [
         x.tensor, group.constant(first, np.int64, "first"),
         group.constant(table, table.dtype, "table"),
@@ -86,7 +92,7 @@ def gelu(group: Group) -> gs.Variable:
             return _silu(group, 1.702)
     inner = x.grid.scale / math.sqrt(2) * 2**UNIT_BITS
     outer = times * x.grid.scale / 2 / group.grid.scale / 2**UNIT_BITS
-    operands = [x.tensor, group.zero(x), *group.scaling(inner), *group.scaling(outer)]
+    operands = [x.tensor, group.zero(x), *group.scaling(inner), *group.scaling(outer, bits=30)]
     return group.call("IntegerGelu", [*operands, *group.ends()])
 
 
@@ -130,14 +136,13 @@ def softmax(group: Group) -> gs.Variable:
 def layer_norm(group: Group) -> gs.Variable:
     """γ (x − E x) / √(Var x + ε) + β over the last axis; the scale of x cancels but for ε."""
     x, (gain, bias, epsilon) = group.codes(0), _normalization(group)
-    length = _row(group)
-    variance = max(1, round(epsilon * length**2 / x.grid.scale**2)) if epsilon else 1
-    grid = group.grid
-    multiplier, shift = dyadic(gain / 2**UNIT_BITS / grid.scale)
-    offset = np.rint(np.ldexp(bias / grid.scale, shift.astype(np.int64)))
+    length, grid = _row(group), group.grid
+    multiplier, offset, shift = straight_line(
+        gain / 2**UNIT_BITS / grid.scale, bias / grid.scale, 2**UNIT_BITS * math.sqrt(length), grid
+    )
     operands = [
         x.tensor,
-        group.constant(min(variance, 2**60), np.int64, "epsilon"),
+        group.constant(_under_root(epsilon, length, x), np.int64, "epsilon"),
         group.constant(multiplier, np.int64, "multiplier"),
         group.constant(offset, np.int64, "offset"),
         group.constant(shift, np.uint64, "shift"),
@@ -145,14 +150,48 @@ def layer_norm(group: Group) -> gs.Variable:
     return group.call("IntegerLayerNormalization", [*operands, *group.ends()])
 
 
+def instance_norm(group: Group) -> gs.Variable:
+    """The normalization of each channel by itself: of rows, once its places are one axis."""
+    node, shape = group.node, group.shape(group.node.inputs[0])
+    if shape is None or not all(isinstance(size, int) for size in shape[2:]):
+        raise Refusal("the size of what it normalizes is not known")
+    if not all(map(g.is_constant, node.inputs[1:])):
+        raise Refusal("its gain or bias is computed, not constant")
+    x, length, grid = group.codes(0), math.prod(int(size) for size in shape[2:] if size), group.grid
+    if length > _LONGEST:
+        raise Refusal(f"it normalizes rows longer than {_LONGEST}")
+    gain, bias = (np.asarray(g.values(t), np.float64).reshape(-1, 1) for t in node.inputs[1:])
+    multiplier, offset, shift = straight_line(
+        gain / 2**UNIT_BITS / grid.scale, bias / grid.scale, 2**UNIT_BITS * math.sqrt(length), grid
+    )
+    rows = group.constant(np.array([0, 0, -1]), np.int64, "rows")
+    operands = [
+        group.emit("Reshape", [x.tensor, rows]),
+        group.constant(
+            _under_root(float(node.attrs.get("epsilon", 1e-5)), length, x), np.int64, "epsilon"
+        ),
+        group.constant(multiplier, np.int64, "multiplier"),
+        group.constant(offset, np.int64, "offset"),
+        group.constant(shift, np.uint64, "shift"),
+    ]
+    normal = group.call("IntegerLayerNormalization", [*operands, *group.ends()])
+    return group.emit("Reshape", [normal, group.emit("Shape", [x.tensor])])
+
+
 def rms_norm(group: Group) -> gs.Variable:
     x, (gain, _, epsilon) = group.codes(0), _normalization(group)
-    length = _row(group)
-    variance = max(1, round(epsilon * length**2 / x.grid.scale**2)) if epsilon else 1
-    held = group.constant(min(variance, 2**60), np.int64, "epsilon")
+    held = group.constant(_under_root(epsilon, _row(group), x), np.int64, "epsilon")
     scaling = group.scaling(gain / 2**UNIT_BITS / group.grid.scale)
     operands = [x.tensor, group.zero(x), held, *scaling]
     return group.call("IntegerRMSNormalization", [*operands, *group.ends()])
+
+
+def _under_root(epsilon: float, length: int, x: Codes) -> int:
+    """ε in units of s_x² / N², at least 1, which keeps a row of equal values from dividing by 0."""
+    steps = epsilon * length**2 / x.grid.scale**2
+    if steps >= 2.0**60:
+        raise Refusal("what it normalizes is so small that nothing but its epsilon is left")
+    return max(1, round(steps))
 
 
 def _normalization(group: Group) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
@@ -235,25 +274,31 @@ def _row(group: Group) -> int:
 def reduce_mean(group: Group) -> gs.Variable:
     """The mean, divided and rounded once; of everything where no axes are named."""
     x = group.codes(0)
-    multiplier, shift = group.scaling(x.grid.scale / group.grid.scale, bits=24)
+    axes = _axes_operand(group)
+    _count(group, axes, _MOST_AVERAGED)
+    scaling = group.scaling(x.grid.scale / group.grid.scale, bits=24, most_shift=40)
     keep = group.node.attrs.get("keepdims", 1)
-    operands = [x.tensor, group.zero(x), _axes_operand(group), multiplier, shift]
+    operands = [x.tensor, group.zero(x), axes, *scaling]
     return group.call("IntegerMean", [*operands, *group.ends()], keepdims=keep)
 
 
 def reduce_sum(group: Group) -> gs.Variable:
     x = group.codes(0)
     centered = group.call("Center", [x.tensor, group.zero(x)])
-    keep = group.node.attrs.get("keepdims", 1)
-    added = group.emit("ReduceSum", [centered, _axes_operand(group)], keepdims=keep)
-    return group.requantize(added, group.constant(0, np.int64, "zero_int64"), x.grid.scale)
+    keep, axes = group.node.attrs.get("keepdims", 1), _axes_operand(group)
+    _count(group, axes, _MOST_AVERAGED)
+    added = group.emit("ReduceSum", [centered, axes], keepdims=keep)
+    nothing = group.constant(0, np.int64, "zero_int64")
+    return group.requantize(added, nothing, x.grid.scale, reach=_MOST_AVERAGED << 15)
 
 
 def reduce_l2(group: Group) -> gs.Variable:
     x = group.codes(0)
     scaling = group.scaling(x.grid.scale / group.grid.scale / 2**L2_BITS, bits=28)
-    keep = group.node.attrs.get("keepdims", 1)
-    operands = [x.tensor, group.zero(x), _axes_operand(group), *scaling]
+    keep, axes = group.node.attrs.get("keepdims", 1), _axes_operand(group)
+    if _count(group, axes, _LONGEST) is None:
+        raise Refusal("how many squares it adds up is not known")
+    operands = [x.tensor, group.zero(x), axes, *scaling]
     return group.call("IntegerL2Norm", [*operands, *group.ends()], keepdims=keep)
 
 
@@ -271,13 +316,29 @@ def _axes_operand(group: Group) -> gs.Tensor:
     return group.constant(np.asarray(axes), np.int64, "axes")
 
 
+def _count(group: Group, axes: gs.Tensor, most: int) -> int | None:
+    """How many numbers are reduced to one, if that is known. Raises Refusal for more than `most`.
+
+    Sizes that are not known before the model runs are taken to stay below it.
+    """
+    shape = group.shape(group.node.inputs[0])
+    if shape is None or not g.is_constant(axes):
+        return None
+    sizes = [shape[int(axis)] for axis in g.values(axes).reshape(-1)]
+    known = math.prod(size for size in sizes if isinstance(size, int))
+    if known > most:
+        raise Refusal(f"it adds up more than {most} numbers")
+    return known if all(isinstance(size, int) for size in sizes) else None
+
+
 def global_average_pool(group: Group) -> gs.Variable:
     x, shape = group.codes(0), group.shape(group.node.inputs[0])
     if shape is None:
         raise Refusal("the rank of its input is not known")
-    multiplier, shift = group.scaling(x.grid.scale / group.grid.scale, bits=24)
     axes = group.constant(np.arange(2, len(shape)), np.int64, "axes")
-    operands = [x.tensor, group.zero(x), axes, multiplier, shift]
+    _count(group, axes, _MOST_AVERAGED)
+    scaling = group.scaling(x.grid.scale / group.grid.scale, bits=24, most_shift=40)
+    operands = [x.tensor, group.zero(x), axes, *scaling]
     return group.call("IntegerMean", [*operands, *group.ends()], keepdims=1)
 
 
@@ -312,7 +373,7 @@ def average_pool(group: Group) -> gs.Variable:
     else:
         count = group.constant(math.prod(kernel), np.int64, "count")
     ratio = x.grid.scale / group.grid.scale
-    multiplier, shift = dyadic(ratio, bits=24)
+    multiplier, shift = dyadic(factor(ratio), bits=24, most_shift=40)
     wide = group.cast(sums, np.int64)
     scaled = group.emit("Mul", [wide, group.constant(multiplier, np.int64, "multiplier")])
     power = group.constant(1 << int(shift), np.int64, "power")
@@ -325,12 +386,12 @@ _TABLES = (
     "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Elu", "Selu", "Celu", "LeakyRelu", "Mish",
     "Softplus", "Softsign", "Erf", "ThresholdedRelu", "Shrink", "Exp", "Log", "Sqrt", "Reciprocal",
     "Sin", "Cos", "Tan", "Sinh", "Cosh", "Asin", "Acos", "Atan", "Asinh", "Acosh", "Atanh", "Floor",
-    "Ceil", "Round", "Sign", "Pow",
+    "Ceil", "Round", "Sign", "Pow", "IsNaN", "IsInf",
 )  # fmt: skip
 LOWERINGS = {
     **dict.fromkeys(_TABLES, look_up),
     "PRelu": p_relu, "Gelu": gelu, "Swish": swish, "Softmax": softmax,
     "LayerNormalization": layer_norm, "RMSNormalization": rms_norm, "ReduceMean": reduce_mean,
     "ReduceSum": reduce_sum, "ReduceL2": reduce_l2, "GlobalAveragePool": global_average_pool,
-    "AveragePool": average_pool,
+    "AveragePool": average_pool, "InstanceNormalization": instance_norm,
 }  # fmt: skip

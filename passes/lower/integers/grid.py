@@ -84,5 +84,16 @@ class Codes:
 
 
 def factor(real: ArrayLike) -> NDArray[np.float64]:
-    """A ratio of scales, no larger than saturates whatever it multiplies."""
+    """Ratios of scales, each no larger than saturates whatever it multiplies."""
     return np.clip(np.asarray(real, np.float64), -_LARGE_ENOUGH, _LARGE_ENOUGH)
+
+
+def terms(real: ArrayLike) -> NDArray[np.float64]:
+    """Ratios of scales of what is added up, all made smaller alike if one is that large."""
+    ratios = np.asarray(real, np.float64)
+    return ratios * min(1.0, _LARGE_ENOUGH / max(np.abs(ratios).max(initial=0), 1e-300))
+
+
+def bits_above(number: float) -> int:
+    """The least b with |number| < 2^b."""
+    return max(0, math.frexp(number)[1])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnxq.passes.lower.integers.elementwise import on_one_grid
+from onnxq.passes.lower.integers.functions import look_up
 from onnxq.passes.lower.integers.grid import Codes, Refusal
 from onnxq.passes.lower.integers.writer import Group
 
@@ -73,15 +75,20 @@ def pad(group: Group) -> list[gs.Variable]:
 
 
 def cast(group: Group) -> gs.Variable | list[gs.Variable]:
-    """Between float types nothing changes; integers and booleans are codes of scale 1."""
+    """Between float types nothing changes; integers and booleans are codes of scale 1, and what
+    becomes one is looked up.
+    """
     source = group.node.inputs[0]
+    if g.is_float(source) and not g.is_float(group.node.outputs[0]):
+        return look_up(group)
     if g.is_float(source):
         x = group.codes(0)
         return regridded(group, x, [x.tensor])
     whole = group.cast(source, np.int64)
     ends = [group.constant(end, np.int64, "code") for end in _INT32]
     bounded = group.emit("Clip", [whole, *ends])
-    return group.requantize(bounded, group.constant(0, np.int64, "zero_int64"), 1.0)
+    nothing = group.constant(0, np.int64, "zero_int64")
+    return group.requantize(bounded, nothing, 1.0, reach=2**31)
 
 
 def identity(group: Group) -> gs.Variable | list[gs.Variable]:
@@ -108,7 +115,7 @@ def gather(group: Group) -> gs.Variable | list[gs.Variable]:
         centered = centered - (table.zero[:, None] if table.zero.ndim else table.zero)
     stored = centered.reshape(tensor.shape)
     dtype = np.int8 if np.abs(stored).max(initial=0) < 128 else np.int16
-    held = group.writer.maker.constant(f"{tensor.name}_quantized", stored.astype(dtype))
+    held = group.writer.maker.shared(f"{tensor.name}_quantized", stored.astype(dtype))
     rows = group.emit("Gather", [held, node.inputs[1]], axis=0)
     nothing = group.constant(0, dtype, f"zero_{np.dtype(dtype)}")
     if not table.scale.ndim:
@@ -120,6 +127,51 @@ def gather(group: Group) -> gs.Variable | list[gs.Variable]:
     return group.call("Requantize", [rows, nothing, factors, shift, *group.ends()])
 
 
+def scatter(group: Group) -> gs.Variable:
+    """Codes of the result, put among others of the same grid."""
+    data, updates = on_one_grid(group)
+    return group.emit(group.node.op, [data, group.node.inputs[1], updates], **group.node.attrs)
+
+
+def resize(group: Group) -> list[gs.Variable]:
+    """The nearest value is a copy; sizes in the place of scales, which are floats."""
+    node, x = group.node, group.codes(0)
+    if node.attrs.get("mode", "nearest") != "nearest":
+        raise Refusal("it interpolates")
+    mode = node.attrs.get("coordinate_transformation_mode", "half_pixel")
+    if mode == "tf_crop_and_resize" or "axes" in node.attrs:
+        raise Refusal("it resizes a part of its input")
+    nothing = gs.Variable.empty()
+    if len(node.inputs) > 3 and node.inputs[3].name:
+        sizes: gs.Tensor = node.inputs[3]
+    else:
+        scales = g.values(node.inputs[2]) if g.is_constant(node.inputs[2]) else np.array([0.5])
+        if not np.array_equal(scales, np.rint(scales)):
+            raise Refusal("it resizes by factors that are not whole numbers")
+        shape = group.emit("Shape", [x.tensor])
+        sizes = group.emit("Mul", [shape, group.constant(scales, np.int64, "factors")])
+    moved = group.emit("Resize", [x.tensor, nothing, nothing, sizes], **node.attrs)
+    return regridded(group, x, [moved])
+
+
+def constant_of_shape(group: Group) -> gs.Variable:
+    value = group.node.attrs.get("value")
+    number = 0.0 if value is None else float(np.asarray(value.values).reshape(()))
+    code = group.grid.quantize(number).reshape(1)
+    held = gs.Constant("value", code.astype(group.grid.dtype))
+    return group.emit("ConstantOfShape", [group.node.inputs[0]], value=held)
+
+
+def top_k(group: Group) -> list[gs.Variable]:
+    """The largest or smallest codes and their places; codes that are equal keep their order."""
+    x, node = group.codes(0), group.node
+    wide = group.cast(x.tensor, np.int32)
+    found = group.emit("TopK", [wide, node.inputs[1]], **node.attrs)
+    places = gs.Variable(group.writer.maker.name(f"{group.base}_places"))
+    found.inputs[0].outputs.append(places)
+    return [*regridded(group, x, [group.cast(found, x.grid.dtype)]), places]
+
+
 def argument(group: Group) -> gs.Variable:
     """ArgMax and ArgMin of codes are those of what they stand for."""
     x = group.codes(0)
@@ -128,8 +180,11 @@ def argument(group: Group) -> gs.Variable:
 
 LOWERINGS = {
     **dict.fromkeys(("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split",
-                     "Expand", "Tile", "DepthToSpace", "SpaceToDepth"), move),
+                     "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "GatherElements", "GatherND",
+                     "Compress"), move),
     "MaxPool": max_pool, "GlobalMaxPool": global_max_pool, "ReduceMax": reduce_extremum,
     "ReduceMin": reduce_extremum, "Pad": pad, "Cast": cast, "Identity": identity,
     "Gather": gather, "ArgMax": argument, "ArgMin": argument,
+    "TopK": top_k, "Resize": resize, "ConstantOfShape": constant_of_shape,
+    "ScatterND": scatter, "ScatterElements": scatter,
 }  # fmt: skip

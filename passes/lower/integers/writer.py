@@ -15,19 +15,17 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import ArrayLike, NDArray
-from onnxq.passes.lower.integers.grid import Codes, Grid, Refusal, factor
-from onnxq.passes.solve.integer_planner import SIZES, is_factor, is_vector
+from onnxq.passes.lower.integers.grid import Codes, Grid, Refusal, bits_above, factor
+from onnxq.passes.solve.integer_planner import SIZES, is_factor
 from onnxq.passes.solve.units import Unit, units
 
 from onnxq import graph as g
 from onnxq.graph import Graph, Node
-from onnxq.ops import DOMAIN
+from onnxq.ops import DOMAIN, MOST_SHIFT
 from onnxq.ops.dyadic import dyadic
 from onnxq.pipeline import Context
 
-_CODE = {np.dtype(t): int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(t))) for t in (
-    np.uint8, np.int32, np.int64, np.float32, np.float16, np.float64, np.uint64,
-)}  # fmt: skip
+_FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass
@@ -80,7 +78,7 @@ class Group:
         return made
 
     def cast(self, x: gs.Tensor, dtype: Any) -> gs.Variable:
-        made = self.emit("Cast", [x], to=_CODE[np.dtype(dtype)])
+        made = self.emit("Cast", [x], to=_code(np.dtype(dtype)))
         made.dtype = np.dtype(dtype)
         return made
 
@@ -99,21 +97,35 @@ class Group:
         return [zero, *(self.constant(end, np.int64, "code") for end in (grid.low, grid.high))]
 
     def scaling(
-        self, real: ArrayLike, bits: int = 31, common: bool = False
+        self,
+        real: ArrayLike,
+        bits: int = 31,
+        common: bool = False,
+        most_shift: int = MOST_SHIFT,
     ) -> tuple[gs.Tensor, gs.Tensor]:
         """Multiplier and shift of real factors."""
-        multiplier, shift = dyadic(factor(real), bits, common)
+        multiplier, shift = dyadic(factor(real), bits, common, most_shift)
         return (
             self.constant(multiplier, np.int64, "multiplier"),
             self.constant(shift, np.uint64, "shift"),
         )
 
     def requantize(
-        self, x: gs.Tensor, zero: gs.Tensor, real: ArrayLike, grid: Grid | None = None
+        self,
+        x: gs.Tensor,
+        zero: gs.Tensor,
+        real: ArrayLike,
+        grid: Grid | None = None,
+        reach: int = 2**16,
     ) -> gs.Variable:
-        """clip(z_y + (x − zero) · real / s_y); `real` is what one step of x is worth."""
+        """clip(z_y + (x − zero) · real / s_y); `real` is what one step of x is worth.
+
+        `reach` bounds |x − zero|, so that its product with the multiplier stays below 2⁶¹ and with
+        half of 2^shift, at most 2⁶⁰, added below 2⁶².
+        """
         grid = grid or self.grid
-        multiplier, shift = dyadic(factor(np.asarray(real, np.float64) / grid.scale))
+        bits = min(31, 61 - bits_above(reach))
+        multiplier, shift = dyadic(factor(np.asarray(real, np.float64) / grid.scale), bits)
         shifts = self.constant(shift, np.uint64, "shift")
         if np.all(multiplier == 1):
             return self.call("ShiftRequantize", [x, zero, shifts, *self.ends(grid)])
@@ -138,7 +150,7 @@ class Group:
     def vector(self) -> NDArray[np.float64] | None:
         """The constant vector that is added to a product."""
         for node in self.tail:
-            if is_vector(node) and not is_factor(node):
+            if not is_factor(node) and g.clip_bounds(node) is None:
                 constant = next(t for t in node.inputs if g.is_constant(t))
                 return np.asarray(g.values(constant), np.float64).reshape(-1)
         return None
@@ -179,18 +191,22 @@ class Writer:
                 self.left[unit.node.name] = f"no integer form of {unit.op} is known"
             else:
                 done += self._lower(Group(unit, self._tail(unit.node), self))
-        for node in done:
-            node.inputs.clear()
-            node.outputs.clear()
-            self.body.nodes.remove(node)
+        self._remove(done)
         self._dequantize(outputs)
         return len(done)
 
+    def _remove(self, nodes: list[Node]) -> None:
+        gone = {id(node) for node in nodes}
+        for node in nodes:
+            node.inputs.clear()
+            node.outputs.clear()
+        self.body.nodes[:] = [node for node in self.body.nodes if id(node) not in gone]
+
     def _tail(self, node: Node) -> tuple[Node, ...]:
         tail: list[Node] = []
-        while not self.ctx.plan[node.name].output:
+        while g.is_float(node.outputs[0]) and not self.ctx.plan[node.name].output:
             reader = g.sole_consumer(self.body, node.outputs[0])
-            if reader is None or reader.name not in self.ctx.plan:
+            if reader is None:
                 break
             tail.append(reader)
             node = reader
@@ -198,12 +214,14 @@ class Writer:
         return tuple(tail)
 
     def _lower(self, group: Group) -> list[Node]:
-        before = len(self.body.nodes)
+        before, made = len(self.body.nodes), dict(self.made)
         try:
             results = self.lowerings[group.unit.op](group)
         except Refusal as refusal:
-            del self.body.nodes[before:]
-            self.left[group.node.name] = str(refusal)
+            self._remove(self.body.nodes[before:])
+            self.made = made
+            for node in (*group.unit.nodes, *group.tail):
+                self.left[node.name] = str(refusal)
             return []
         results = results if isinstance(results, list) else [results]
         for tensor, result in zip(group.last.outputs, results, strict=False):
@@ -231,13 +249,13 @@ class Writer:
         name = x.name
         kind = g.dtype(x)
         if kind is not None and kind != np.float32:
-            x = self.maker.emit(self.body, "Cast", [x], name, to=_CODE[np.dtype(np.float32)])
+            x = self.maker.emit(self.body, "Cast", [x], name, to=_code(_FLOAT32))
         stored = np.uint8 if grid.narrow else np.int16
-        scale = self.maker.constant(f"{name}_scale", np.asarray(grid.scale, np.float32))
-        zero = self.maker.constant(f"{name}_zero_point", np.asarray(grid.zero, stored))
+        scale = self.maker.shared(f"{name}_scale", np.asarray(grid.scale, np.float32))
+        zero = self.maker.shared(f"{name}_zero_point", np.asarray(grid.zero, stored))
         codes = self.maker.emit(self.body, "QuantizeLinear", [x, scale, zero], name)
         if not grid.narrow:
-            codes = self.maker.emit(self.body, "Cast", [codes], name, to=_CODE[np.dtype(np.int32)])
+            codes = self.maker.emit(self.body, "Cast", [codes], name, to=_code(np.dtype(np.int32)))
         codes.dtype = grid.dtype
         return codes
 
@@ -254,15 +272,15 @@ class Writer:
                     g.replace_input(reader, tensor, codes.tensor)
             if not tensor.outputs and name not in outputs:
                 continue
-            scale = self.maker.constant(f"{name}_scale", np.asarray(codes.grid.scale, np.float32))
+            scale = self.maker.shared(f"{name}_scale", np.asarray(codes.grid.scale, np.float32))
             operands = [codes.tensor, scale]
             if codes.grid.narrow:
                 zero = np.asarray(codes.grid.zero, np.uint8)
-                operands.append(self.maker.constant(f"{name}_zero_point", zero))
+                operands.append(self.maker.shared(f"{name}_zero_point", zero))
             real = self.maker.emit(self.body, "DequantizeLinear", operands, name)
             kind = g.dtype(tensor)
             if kind is not None and kind != np.float32:
-                real = self.maker.emit(self.body, "Cast", [real], name, to=_CODE[kind])
+                real = self.maker.emit(self.body, "Cast", [real], name, to=_code(kind))
             real.inputs[0].outputs[0] = tensor
 
 
@@ -272,3 +290,7 @@ def _rename(result: gs.Variable, tensor: gs.Variable) -> None:
     maker.outputs[maker.outputs.index(tensor)] = gs.Variable(f"{tensor.name}_float")
     node = result.inputs[0]
     node.outputs[node.outputs.index(result)] = tensor
+
+
+def _code(dtype: np.dtype[Any]) -> int:
+    return int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
