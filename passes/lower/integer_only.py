@@ -18,10 +18,11 @@ DequantizeLinear and a QuantizeLinear, and is reported; `strict` makes it an err
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.integers import elementwise, functions, movers, products
+from onnxq.passes.lower.integers.borders import give_codes
 from onnxq.passes.lower.integers.writer import Lower, Writer
 
 from onnxq import graph as g
@@ -41,10 +42,14 @@ LOWERINGS: dict[str, Lower] = {
 
 @dataclass(frozen=True)
 class IntegerOnly(Pass):
-    """Integer arithmetic for everything in the plan; `strict` refuses a model that keeps a float
-    operator.
+    """Integer arithmetic for everything in the plan.
+
+    `io` says whether inputs and outputs are `float`, between a QuantizeLinear and a
+    DequantizeLinear, or `codes`, of which the model's metadata tells scale and zero point. `strict`
+    refuses a model that keeps a float operator.
     """
 
+    io: Literal["float", "codes"] = "float"
     strict: bool = False
     name: ClassVar[str] = "integer-only"
     lowers: ClassVar[bool] = True
@@ -64,6 +69,8 @@ class IntegerOnly(Pass):
             changes += writer.run()
             left |= writer.left
         g.tidy(graph)
+        if self.io == "codes":
+            give_codes(graph)
         operators = {node.name: node.op for node in g.walk(graph)}
         for name, reason in left.items():
             ctx.report.skip(name, operators.get(name, ""), reason)
