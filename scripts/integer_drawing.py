@@ -24,7 +24,7 @@ CHARACTERS = 50  # of small type, on a line of a card
 ATTRIBUTES = ("kernel_shape", "pads", "strides", "group", "perm", "axis", "keepdims")
 COLORS = {"u8": "#0b4fa3", "s16": "#b45309", "i32": "#4b5563"}
 STYLE = """
-text { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace;
+text { font-family: 'DejaVu Sans Mono', ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
        font-size: 10px; fill: #374151 }
 .title { fill: #6b7280; font-style: italic }
 .operator { font-size: 12px; font-weight: bold; fill: #111827 }

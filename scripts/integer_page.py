@@ -68,7 +68,7 @@ def factors(block: Block, node: onnx.NodeProto) -> Iterator[list[str]]:
         m = block.values[tensor]
         n = block.constant(node, shift if shift in operands else "shift")
         first, exponent = int(m.flat[0]), int(n.flat[0])
-        more = f" (1 of {m.size})" if m.size > 1 else ""
+        more = f", first of {m.size}" if m.size > 1 else ""
         yield [
             block.title(node.output[0]), node.op_type, f"`{name}`{more}",
             f"{first / 2**exponent:.4e}", str(first), str(exponent),
