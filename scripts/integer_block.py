@@ -1,4 +1,4 @@
-"""One block of an integer model: its operators, their constants, and what each gives for a sample."""
+"""One block of an integer model: its operators, their constants, what each gives for a sample."""
 
 from __future__ import annotations
 

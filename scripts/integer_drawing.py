@@ -19,7 +19,7 @@ from onnxq.ops import DOMAIN
 
 FOLLOWS = ("Add", "Requantize", "ShiftRequantize", *MOVERS)  # on the card of what they read
 WIDTH, GAP, LANE, MARGIN = 340, 26, 36, 14  # pixels; a lane left of the cards, for long edges
-LINE, PAD, BETWEEN = 14, 7, 30
+LINE, APART, PAD, BETWEEN = 13, 4, 6, 30
 CHARACTERS = 50  # of small type, on a line of a card
 ATTRIBUTES = ("kernel_shape", "pads", "strides", "group", "perm", "axis", "keepdims")
 COLORS = {"u8": "#0b4fa3", "s16": "#b45309", "i32": "#4b5563"}
@@ -52,7 +52,8 @@ class Card:
 
     @property
     def height(self) -> float:
-        return 2 * PAD + LINE * (1 + sum(1 + len(text) for _, _, text in self.lines))
+        lines = 1 + sum(1 + len(text) for _, _, text in self.lines)
+        return 2 * PAD + LINE * lines + APART * len(self.lines)
 
     @property
     def left(self) -> float:
@@ -116,7 +117,9 @@ def make_cards(block: Block) -> list[Card]:
             cards.append(card)
         card.nodes.append(node)
         card.tensor = node.output[0]
-        card.lines.append((node.op_type, block.kind(card.tensor), parameters(block, node, moving)))
+        operands = {t: title(block, of[t]) for t in moving} if len(moving) > 1 else {}
+        said = parameters(block, node, operands)
+        card.lines.append((node.op_type, block.kind(card.tensor), said))
         of[card.tensor] = card
     return cards
 
@@ -126,8 +129,14 @@ def is_size(block: Block, tensor: str) -> bool:
     return block.values[tensor].dtype == np.int64
 
 
-def parameters(block: Block, node: onnx.NodeProto, moving: list[str]) -> list[str]:
-    """Operands and attributes, packed into lines."""
+def title(block: Block, card: Card) -> str:
+    """The last operator of the float model that a card stands for."""
+    named = [node.output[0] for node in card.nodes if node.op_type not in MOVERS]
+    return block.title(named[-1] if named else card.tensor)
+
+
+def parameters(block: Block, node: onnx.NodeProto, operands: dict[str, str]) -> list[str]:
+    """Operands and attributes, packed into lines; of `operands` by tensor, where they come from."""
     said: list[str] = []
     for name, tensor in block.operands(node):
         if name == "low":
@@ -135,8 +144,8 @@ def parameters(block: Block, node: onnx.NodeProto, moving: list[str]) -> list[st
         elif tensor in block.constants and name != "high":
             label = "bias" if node.op_type == "Add" else name
             said.append(f"{label} {number(block.values[tensor])}")
-        elif len(moving) > 1 and tensor in moving:
-            said.append(f"{name} = {block.title(tensor)}")
+        elif tensor in operands:
+            said.append(f"{name} = {operands[tensor]}")
     for attribute in node.attribute:
         value = onnx.helper.get_attribute_value(attribute)
         if attribute.name in ATTRIBUTES and value not in (1, [1, 1]):
@@ -213,12 +222,11 @@ def box(block: Block, card: Card) -> str:
         f'<rect class="{kind}" x="{card.left}" y="{card.top}" width="{WIDTH}" '
         f'height="{card.height}" rx="6"/>'
     ]
-    named = [node.output[0] for node in card.nodes if node.op_type not in MOVERS]
-    title = block.title(named[-1]) if named else "enters the block"
+    above = title(block, card) if card.nodes else "enters the block"
     y = card.top + PAD + LINE - 4
-    ink.append(text(card.left + 9, y, "title", title))
+    ink.append(text(card.left + 9, y, "title", above))
     for (name, result, said), node in zip(card.lines, card.nodes or [None], strict=True):
-        y += LINE
+        y += LINE + APART
         style = "function" if node is not None and node.domain == DOMAIN else "operator"
         ink.append(text(card.left + 9, y, style, name))
         color = COLORS[result.split()[0]]

@@ -115,7 +115,8 @@ def layer_norm(block: Block) -> list[str]:
     root = math.isqrt(variance << 2 * k)
     n = divided(d << (UNIT_BITS + k), root)
     lines = [
-        f"token 0, channel {channel}: x = {x[channel]}, N = {length}, Σx = {total}, Σx² = {squares}",
+        f"token 0, channel {channel}: x = {x[channel]}, N = {length}",
+        f"Σx = {total}, Σx² = {squares}",
         f"d = {length} · {x[channel]} - ({total})  = {d}",
         f"V = {length} · {squares} - ({total})² + {epsilon}  = {variance}",
         f"⌊√(V · 2^{2 * k})⌋  = {root}" if k else f"⌊√V⌋  = {root}",
