@@ -97,8 +97,8 @@ INTEGER_LAYER_NORMALIZATION = function(
     axis, whose length is N.
     x: codes, of which zero point and scale cancel; epsilon: int64 >= 1, in units of s_x² / N²;
     multiplier (γ), offset (β), low, high: int64 and shift: uint64, broadcast; y, y_zero: codes.
-    Domain: N <= 2^16, Σx² < 2^53, V < 2^62 (N² max x² + epsilon < 2^62 suffices), |n| <= 2^{UNIT_BITS} √N,
-    |n multiplier + offset| + 2^shift / 2 < 2^62.
+    Domain: N <= 2^16, Σx² < 2^53, V < 2^62 (N² max x² + epsilon < 2^62 suffices),
+    |n| <= 2^{UNIT_BITS} √N, |n multiplier + offset| + 2^shift / 2 < 2^62.
     """,
     f"""
     IntegerLayerNormalization (x, epsilon, multiplier, offset, shift, y_zero, low, high)
