@@ -229,7 +229,8 @@ class Writer:
     def quantize(self, x: gs.Tensor, grid: Grid) -> gs.Variable:
         """The codes of a float tensor."""
         name = x.name
-        if g.dtype(x) not in (None, np.dtype(np.float32)):
+        kind = g.dtype(x)
+        if kind is not None and kind != np.float32:
             x = self.maker.emit(self.body, "Cast", [x], name, to=_CODE[np.dtype(np.float32)])
         stored = np.uint8 if grid.narrow else np.int16
         scale = self.maker.constant(f"{name}_scale", np.asarray(grid.scale, np.float32))
