@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import ArrayLike, NDArray
 
-_SAFE = 2**62  # below it int64 holds a number and its double
+_SAFE = 2**63  # int64 holds what is below
 
 
 class Integers(NDArrayOperatorsMixin):

@@ -38,7 +38,7 @@ _INT64 = np.dtype(np.int64)
 def _shifted(x: Integers, shift: Array) -> Integers:
     """⌊x / 2^shift + 1/2⌋"""
     n = Integers(shift)
-    return (2 * x + (Integers(1) << n)) >> (n + 1)
+    return (x + ((Integers(1) << n) >> 1)) >> n
 
 
 def _divided(x: Integers, divisor: Integers) -> Integers:

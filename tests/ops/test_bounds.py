@@ -1,8 +1,9 @@
-"""What the papers claim of the functions, against float64, and what the tests stand on."""
+"""What the papers claim of the functions, against float64; dyadic numbers; exact arithmetic."""
 
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -146,6 +147,18 @@ def test_dyadic_numbers_that_round_up_to_a_power_of_two() -> None:
 def test_what_is_no_dyadic_number_is_refused(real: float) -> None:
     with pytest.raises(OnnxqError):
         dyadic([1.0, real])
+
+
+# ── what the reference itself stands on ──────────────────────────────────────────────────────────
+
+
+@given(st.integers(-(2**61), 2**61), st.integers(0, MOST_SHIFT))
+def test_rounding_is_to_the_nearest_and_of_halves_up(x: int, shift: int) -> None:
+    nearest = math.floor(Fraction(x, 2**shift) + Fraction(1, 2))
+    assert REFERENCES["RoundingRightShift"](np.array(x), np.array(shift, np.uint64)) == nearest
+    assert REFERENCES["RoundingDivide"](np.array(x), np.array(2**shift)) == nearest
+    nearest = math.floor(Fraction(x, shift + 1) + Fraction(1, 2))
+    assert REFERENCES["RoundingDivide"](np.array(x), np.array(shift + 1)) == nearest
 
 
 # ── integers without bounds ──────────────────────────────────────────────────────────────────────
