@@ -184,6 +184,15 @@ def test_square_root_is_the_exact_floor(roots: list[int], others: list[int]) -> 
 
 
 @given(st.data())
+def test_division_by_a_root_at_every_magnitude(data: st.DataObject) -> None:
+    v = numbers(data.draw, INT64, (8,), 1, 2**62 - 1)
+    v = np.concatenate([v, [2**32 - 1, 2**32, 2**31 + 7, 2**34 + 7, 1, 2, 2**62 - 1]])
+    d = numbers(data.draw, INT64, v.shape, -(2**31) + 1, 2**31 - 1)
+    assert_exact("DivideByRoot", d, v)
+    assert_exact("DivideByRoot", d << np.where(v < 2**32, 0, 15), v)
+
+
+@given(st.data())
 def test_normalizations(data: st.DataObject) -> None:
     a = Arguments(data.draw)
     epsilon = np.asarray(data.draw(st.integers(1, 2**40)))
