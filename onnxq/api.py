@@ -84,6 +84,7 @@ def quantize(
     latency_check: bool = True,
     bits: int | None = None,
     block_size: int | None = None,
+    strict: bool = False,
     memory_budget: int = MEMORY_BUDGET,
     resume: bool = False,
     write: bool = True,
@@ -106,7 +107,8 @@ def quantize(
     a sequence of labels, one per sample. `output` defaults to `<model>.<preset>.onnx` beside the
     model. `check=False` leaves the verification out, and the report says so. `latency_check=False`
     quantizes what is slower in integers on this machine too. `bits` and `block_size` change those
-    of a preset of weights alone. `memory_budget` is how many bytes the
+    of a preset of weights alone. `strict` refuses a model in which `integer-only` would leave an
+    operator float. `memory_budget` is how many bytes the
     statistics of layers may take at a time, `resume` takes over the layers that an interrupted run
     of the same model, recipe and samples had solved. `write=False` writes no file.
     `custom_ops` are libraries of operators that the model uses beside the runtime's own.
@@ -119,6 +121,8 @@ def quantize(
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe or preset), settings)
     if bits is not None or block_size is not None:
         chosen = chosen.in_blocks(bits, block_size)
+    if strict:
+        chosen = chosen.strict()
     if not (check and latency_check):  # what is not run is not timed
         chosen = chosen.without(SpareSlow.name)
     device = target if isinstance(target, Target) else load_target(target)

@@ -213,6 +213,14 @@ BlockSize = Annotated[
         "more accurate and take more bytes.",
     ),
 ]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        rich_help_panel=CHOICE,
+        help="For the preset integer-only: an operator that would stay float is an error.",
+    ),
+]
 MemoryBudget = Annotated[
     str,
     typer.Option(

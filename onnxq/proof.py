@@ -10,6 +10,7 @@ import onnx
 from onnxq import graph as g
 from onnxq import verify
 from onnxq.errors import OnnxqError, one_line
+from onnxq.exactness import check_exact
 from onnxq.group_losses import compare_groups, warn_of_groups
 from onnxq.groups import Grouped
 from onnxq.layers import count_macs
@@ -97,6 +98,9 @@ def prove(
         feeds[:4],
     )
     del optimized
+    if report.float_operators == []:
+        progress("compare bits", 3, steps)
+        report.exact_with = check_exact(model, feeds[0], providers, target.session)
     progress("compare layers", 4, steps)
     _rank(result, report, feeds[:LAYER_SAMPLES])
     report.ranges = compare_ranges(result, feeds, unseen.synthesised)
@@ -184,6 +188,8 @@ def warn_of_results(report: Report) -> None:
                 f"that hurts most is {worst!r}: try --exclude {worst!r}"
             )
     before, after = report.float_latency, report.quantized_latency
+    if report.float_operators is not None:
+        return  # for hardware that does not run the float model
     if before and after and after.median_ms > 1.05 * before.median_ms:
         report.warn(
             f"slower than float on this machine: {after.median_ms:.2f} ms against "

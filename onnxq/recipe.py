@@ -10,6 +10,7 @@ from typing import Any
 
 from onnxq import toml
 from onnxq.errors import OnnxqError, suggest
+from onnxq.passes.lower.integer_only import IntegerOnly
 from onnxq.passes.solve.assign import Assign
 from onnxq.pipeline import Pass, Pipeline
 from onnxq.target import Format
@@ -59,6 +60,16 @@ class Recipe:
             return replace(step, format=str(format))
 
         return replace(self, passes=tuple(map(changed, self.passes)))
+
+    def strict(self) -> Recipe:
+        """The same, refusing a model in which an operator stays float, for recipes of integers."""
+        if not any(isinstance(step, IntegerOnly) for step in self.passes):
+            raise OnnxqError(
+                f"--strict is for recipes that leave nothing float, such as integer-only; "
+                f"{self.name!r} is not one"
+            )
+        steps = (replace(s, strict=True) if isinstance(s, IntegerOnly) else s for s in self.passes)
+        return replace(self, passes=tuple(steps))
 
     @property
     def text(self) -> str:

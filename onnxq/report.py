@@ -138,6 +138,15 @@ class Latency:
 
 
 @dataclass
+class FloatOperatorRecord:
+    """An operator of an integer model that still computes with floats, and why."""
+
+    name: str
+    op: str
+    reason: str
+
+
+@dataclass
 class Report:
     """Everything a run has to say. Each figure was measured in it, or is None."""
 
@@ -159,6 +168,8 @@ class Report:
     verification_samples: int = 0
     verification_unseen: bool = False
     optimizations_sqnr_db: float | None = None
+    float_operators: list[FloatOperatorRecord] | None = None  # None: not an integer model
+    exact_with: list[str] = field(default_factory=list)  # what gave the same bits
     parameters: int = 0
     float_bytes: int = 0
     quantized_bytes: int = 0
@@ -184,6 +195,8 @@ class Report:
 
     def share(self, what: str) -> float | None:
         """The share of `parameters` or `macs` in layers that are quantized."""
+        if self.float_operators == []:
+            return 1.0
         total = sum(getattr(layer, what) for layer in self.layers)
         if what == "parameters":  # those of no layer count too: they stay float
             total = max(total, self.parameters)
@@ -209,6 +222,10 @@ class Report:
         }  # fmt: skip
         for key, kind in lists.items():
             data[key] = [kind(**row) for row in data.get(key, [])]
+        if data.get("float_operators") is not None:
+            data["float_operators"] = [
+                FloatOperatorRecord(**row) for row in data["float_operators"]
+            ]
         for key in ("float_latency", "quantized_latency"):
             data[key] = Latency(**data[key]) if data[key] else None
         return cls(**data)

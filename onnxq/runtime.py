@@ -17,6 +17,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from onnxq.coded_io import from_metadata
 from onnxq.errors import OnnxqError, one_line
 from onnxq.graph import Graph, to_proto_without_weights
 from onnxq.scratch import scratch
@@ -137,6 +138,8 @@ class Session:
         ends = [*self.ort.get_inputs(), *self.ort.get_outputs()]
         self._float16 = {v.name for v in self.ort.get_inputs() if v.type == "tensor(float16)"}
         self._has_bfloat16 = any(value.type == "tensor(bfloat16)" for value in ends)
+        self._coded = from_metadata(self.ort.get_modelmeta().custom_metadata_map)
+        self._types = {value.name: value.type for value in self.ort.get_inputs()}
 
     @classmethod
     def of(cls, graph: Graph, **options: Any) -> Session:
@@ -173,7 +176,8 @@ class Session:
     def run(
         self, feed: Mapping[str, Array], names: Sequence[str] | None = None
     ) -> dict[str, Array]:
-        """Outputs by name. Inputs of float16 take float32 as well, for a model that was converted.
+        """Outputs by name. Inputs of float16 take float32 as well, for a model that was converted;
+        where inputs and outputs are codes, real numbers go in and come out.
 
         Raises OnnxqError when the model does not run on this feed.
         """
@@ -182,12 +186,17 @@ class Session:
         for name in self._float16 & known.keys():
             if known[name].dtype == np.float32:
                 known[name] = known[name].astype(np.float16)
+        for name in self._coded.keys() & known.keys():
+            if known[name].dtype.kind == "f":
+                kind = np.dtype(self._types[name].removeprefix("tensor(").removesuffix(")"))
+                known[name] = self._coded[name].codes(known[name], kind)
         try:
             run = self._run_bfloat16 if self._has_bfloat16 else self.ort.run
-            return dict(zip(names, run(names, known), strict=True))
+            said = dict(zip(names, run(names, known), strict=True))
         except Exception as error:
             text = one_line(error)
             raise OnnxqError(f"the model does not run on this sample: {text}") from None
+        return said | {n: self._coded[n].real(said[n]) for n in self._coded.keys() & said.keys()}
 
     def _run_bfloat16(self, names: list[str], feed: Mapping[str, Array]) -> list[Array]:
         """As `InferenceSession.run`, which knows of no bfloat16 in NumPy."""

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from onnxq import graph as g
 from onnxq.observe import Extremes, HistogramResult
 from onnxq.passes.solve.calibrate import OUTLIER, activation_types
+from onnxq.passes.solve.integer_planner import WIDE
+from onnxq.passes.solve.masks import masked
 from onnxq.pipeline import Result
 from onnxq.probe import Probe
 from onnxq.qtype import QParams
@@ -74,7 +76,12 @@ def compare_ranges(
     """A record of every activation that the plan quantizes; the worst first."""
     ctx, graph = result.context, result.prepared
     known = g.tensors(graph)
-    planned = [n for n in activation_types(graph, ctx) if n in ctx.activations and n in known]
+    types, scores = activation_types(graph, ctx), masked(graph)
+    planned = [
+        name for name, qtype in types.items()
+        if name in ctx.activations and name in known
+        and not (qtype.bits == WIDE and name in scores)  # what a mask writes is meant to be clipped
+    ]  # fmt: skip
     if not planned:
         return []
     seen = {

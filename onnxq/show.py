@@ -74,6 +74,7 @@ def show_report(report: Report, console: Console) -> None:
     _show_layers(report, console)
     show_groups(report, console)
     show_ranges(report, console)
+    _show_float_operators(report, console)
     _show_float(report, console)
     _show_trials(report, console)
     _show_passes(report, console)
@@ -149,6 +150,12 @@ def _show_outputs(report: Report, console: Console) -> None:
     console.print(Text("  " + _compared_on(report), style="dim"))
     if report.optimizations_sqnr_db is not None:
         text = f"graph optimizations off and on agree: {decibels(report.optimizations_sqnr_db)}"
+        console.print(Text("  " + text, style="dim"))
+    if report.float_operators == []:
+        text = "no floating-point operator between inputs and outputs"
+        console.print(Text("  " + text, style="dim"))
+    if report.exact_with:
+        text = f"the same bits with {', '.join(report.exact_with)}"
         console.print(Text("  " + text, style="dim"))
 
 
@@ -281,6 +288,17 @@ def _show_float(report: Report, console: Console, title: str = "Left float, and 
     shares = [percent(count / total if total else None) for count, _, _ in rows]
     cells = [(nodes, share, text) for (_, nodes, text), share in zip(rows, shares, strict=True)]
     print_table(console, columns, cells)
+
+
+def _show_float_operators(report: Report, console: Console) -> None:
+    """Of an integer model, what still computes with floats."""
+    left = report.float_operators
+    if not left:
+        return
+    heading(console, "Float operators between inputs and outputs", str(len(left)))
+    columns = [Column("operator", fit="cut"), Column("type"), Column("", fit="wrap")]
+    print_table(console, columns, [(r.name, r.op, r.reason) for r in left[:TOP]])
+    print_more(console, len(left) - TOP, "operator", "--report FILE.json has them all")
 
 
 def _parameters(layers: Iterable[LayerRecord]) -> int:

@@ -349,8 +349,16 @@ def _layer(quantized: g.Graph, name: str, known: Mapping[str, Any]) -> list[gs.N
         if node in nodes:
             continue
         nodes.append(node)
+        if any(t.name in known and _differ(t, known[t.name]) for t in node.inputs):
+            return None  # codes under the name of what they stand for
         pending += [t.inputs[0] for t in node.inputs if t.inputs and t.name not in known]
     return nodes if len(nodes) > 1 or g.dtype(target) == np.float16 else None
+
+
+def _differ(tensor: gs.Tensor, other: gs.Tensor) -> bool:
+    """Whether one is floats and the other is not."""
+    kinds = {g.dtype(t) for t in (tensor, other)}
+    return None not in kinds and len({g.is_float(t) for t in (tensor, other)}) > 1
 
 
 def _attach(shadow: g.Graph, name: str, piece: list[gs.Node], namer: g.Namer) -> str:

@@ -17,7 +17,9 @@ from onnxq.passes import FoldBatchNorm, Normalize, Widen
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
+from onnxq.ops.evaluate import evaluate
 from onnxq.qtype import QType
+from onnxq.runtime import Session
 from onnxq.target import OpRule, Target, load_target
 
 T = TypeVar("T")
@@ -312,15 +314,98 @@ GROWTHS = (
 )  # fmt: skip
 
 
+def normalization(b: Builder) -> None:
+    x = b.of_rank(2, 3, 4)
+    if x is None or x.shape[-1] < 2:
+        return
+    size = x.shape[-1]
+    if b.pick([True, False]):
+        inputs = [x.name, b.weight(size), b.weight(size)]
+        b.node("LayerNormalization", inputs, x.shape, axis=-1, epsilon=b.pick([1e-5, 1e-2]))
+        return
+    square = b.node("Mul", [x.name, x.name], x.shape)
+    mean = b.node(
+        "ReduceMean", [square.name, b.constant(np.array([-1]))], (*x.shape[:-1], 1), keepdims=1
+    )
+    sure = b.node("Add", [mean.name, b.constant(np.array(1e-5, np.float32))], mean.shape)
+    root = b.node("Sqrt", [sure.name], mean.shape)
+    normal = b.node("Div", [x.name, root.name], x.shape)
+    b.node("Mul", [normal.name, b.weight(size)], x.shape)
+
+
+def gate(b: Builder) -> None:
+    """GELU and SiLU, spelled out or not."""
+    x = b.pick(b.values[-4:])
+    if b.pick([True, False]):
+        b.node("Gelu", [x.name], x.shape)
+        return
+    sigmoid = b.node("Sigmoid", [x.name], x.shape)
+    b.node("Mul", [x.name, sigmoid.name], x.shape)
+
+
+def curve(b: Builder) -> None:
+    x = b.pick(b.values[-4:])
+    op = b.pick(["HardSwish", "Elu", "Softplus", "Sin", "Cos", "HardSigmoid", "Mish", "Erf"])
+    b.node(op, [x.name], x.shape)
+
+
+def quotient(b: Builder) -> None:
+    x = b.pick(b.values[-4:])
+    if b.pick([True, False]):
+        b.node("Div", [x.name, b.constant(np.array(b.pick([0.5, 3.0]), np.float32))], x.shape)
+        return
+    positive = b.node("Softplus", [x.name], x.shape)
+    away = b.node("Add", [positive.name, b.constant(np.array(0.5, np.float32))], x.shape)
+    b.node("Div", [x.name, away.name], x.shape)
+
+
+def choice(b: Builder) -> None:
+    """Where one tensor is above a number, that, elsewhere another; or Min and Max."""
+    x = b.pick(b.values[-4:])
+    other = b.pick([v for v in b.values if v.shape == x.shape])
+    op = b.pick(["Min", "Max", "Where"])
+    if op != "Where":
+        b.node(op, [x.name, other.name], x.shape)
+        return
+    above = b.name("c")
+    limit = b.constant(np.array(0.25, np.float32))
+    compared = b.pick(["Greater", "LessOrEqual"])
+    b.nodes.append(onnx.helper.make_node(compared, [x.name, limit], [above]))
+    b.node("Where", [above, x.name, other.name], x.shape)
+
+
+def reduction(b: Builder) -> None:
+    x = b.of_rank(2, 3, 4)
+    if x is None:
+        return
+    op = b.pick(["ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2"])
+    b.node(op, [x.name, b.constant(np.array([-1]))], (*x.shape[:-1], 1), keepdims=1)
+
+
+INTEGER_GROWTHS = (
+    *GROWTHS, normalization, normalization, gate, gate, curve, quotient, choice, reduction, softmax,
+)  # fmt: skip
+
+
 @st.composite
-def random_graphs(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Case:
+def random_regions(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Case:
+    """The same of everything that has an integer form."""
+    return draw(random_graphs(opsets=(21,), growths=INTEGER_GROWTHS))
+
+
+@st.composite
+def random_graphs(
+    draw: Callable[[st.SearchStrategy[Any]], Any],
+    opsets: tuple[int, ...] = (13, 15, 17, 19, 21),
+    growths: tuple[Callable[[Builder], None], ...] = GROWTHS,
+) -> Case:
     """A model of up to nine nodes with at least one layer to quantize, and feeds for it."""
-    builder = Builder(draw, opset=draw(st.sampled_from([13, 15, 17, 19, 21])))
+    builder = Builder(draw, opset=draw(st.sampled_from(list(opsets))))
     builder.seed = draw(st.integers(0, 1 << 16))
     shape = draw(st.sampled_from([(3, 8), (2, 4, 6), (1, 4, 6, 6), (1, 2, 4, 4, 4), (4, 1, 5)]))
     builder.values.append(Value("x", shape))
     for _ in range(draw(st.integers(1, 8))):
-        builder.pick(GROWTHS)(builder)
+        builder.pick(growths)(builder)
     last = builder.values[-1]
     if len(last.shape) >= 2:
         w = builder.weight(last.shape[-1], 3, scale=last.shape[-1] ** -0.5)
@@ -424,6 +509,38 @@ def check_mixed(case: Case, seed: int) -> str:
             if off[key].any() and sqnr(on[key], off[key]) < LEAST_SQNR:
                 noise = [np.square(said[key] - want[key]).sum() for said in (on, off)]
                 assert noise[0] <= 4 * noise[1], key
+    return "quantized"
+
+
+def check_integers(case: Case, settings: Sequence[str] = ()) -> str:
+    """Made of integers, it gives the bits that integers of any size give, however it is run, and
+    is not farther from float than its plan is with floats between quantizers.
+    """
+    expected = [run(case.model, feed, optimize=False) for feed in case.feeds]
+    try:
+        result = pipeline(case.model, case.feeds, "integer-only", settings=settings)
+    except OnnxqError as error:
+        if any(reason in str(error) for reason in REFUSALS):
+            return "refused"
+        raise
+    model = result.to_proto()
+    onnx.checker.check_model(model, full_check=True)
+    exact = [evaluate(model, feed) for feed in case.feeds]
+    for optimize, threads in ((False, 1), (False, 2), (True, 1), (True, 2)):
+        session = Session(model, optimize=optimize, threads=threads)
+        for feed, wanted in zip(case.feeds, exact, strict=True):
+            for key, values in session.run(feed).items():
+                np.testing.assert_array_equal(values, wanted[key], f"{key} {optimize} {threads}")
+    assert result.context.qdq_form is not None
+    floats = [run(result.context.qdq_form, feed, optimize=False) for feed in case.feeds]
+    for key in expected[0]:
+        want, integers, quantized = (
+            np.concatenate([np.ravel(said[key]) for said in run]).astype(np.float64)
+            for run in (expected, exact, floats)
+        )
+        if cosine(integers, want) < LEAST_COSINE:
+            noise = [float(np.square(said - want).sum()) for said in (integers, quantized)]
+            assert noise[0] <= 4 * noise[1], key
     return "quantized"
 
 

@@ -135,7 +135,9 @@ def test_readme_has_every_preset_and_target(kind: str) -> None:
     assert listed == shipped | ({"auto"} if kind == "targets" else set())
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "models/README.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "models/README.md", "docs/integer.md"]
+)
 def test_what_a_document_links_to_is_there(document: str) -> None:
     text = (ROOT / document).read_text("utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
@@ -158,3 +160,40 @@ def test_every_built_in_pass_is_registered() -> None:
 
     registered = {entry.load() for entry in metadata.entry_points(group="onnxq.passes")}
     assert {getattr(passes, name) for name in passes.__all__} <= registered
+
+
+# ── docs/integer.md ──────────────────────────────────────────────────────────────────────────────
+
+NUMBER = re.compile(r"-?\d[\d.e+-]*")  # scales and codes vary with the processor's floats
+SVG_TEXT = re.compile(r">([^<>]+)</t")
+
+
+def test_the_integer_page_shows_what_its_script_makes(tmp_path: Path) -> None:
+    """The script itself asserts that each value worked out by hand is what the runtime gives."""
+    shutil.copy(ROOT / "docs/integer.md", tmp_path)
+    run([sys.executable, str(ROOT / "scripts/integer_page.py"), str(tmp_path)], tmp_path)
+    made, shown = ((f / "integer.md").read_text("utf-8") for f in (tmp_path, ROOT / "docs"))
+    assert NUMBER.sub("#", made) == NUMBER.sub("#", shown)
+    heading = "## Functions\n"
+    assert made.partition(heading)[2] == shown.partition(heading)[2]
+    for name in ("integer-conv.svg", "integer-attention.svg"):
+        drawn, there = (
+            [NUMBER.sub("#", text) for text in SVG_TEXT.findall((f / name).read_text("utf-8"))]
+            for f in (tmp_path, ROOT / "docs")
+        )
+        assert drawn
+        assert " ".join(drawn).replace(" · ", " ") == " ".join(there).replace(" · ", " ")
+
+
+def test_the_integer_pages_python_runs(folder: Path) -> None:
+    command = (
+        "import onnxq; onnxq.quantize('models/digits_cnn.onnx', 'integer-only', check=False,"
+        " samples='models/digits_cnn.calib.npz', output='model.onnx')"
+    )
+    run([sys.executable, "-c", command], folder)
+    shutil.copy(folder / "models/digits_cnn.calib.npz", folder / "samples.npz")
+    examples = blocks("docs/integer.md", "python")
+    assert examples
+    for number, code in enumerate(examples):
+        (folder / f"example{number}.py").write_text(code, "utf-8")
+        run([sys.executable, f"example{number}.py"], folder)

@@ -76,16 +76,17 @@ INTEGER_DIV = function(
         is_zero = Equal (b_centered, zero)
         divisor = Where (is_zero, one, b_centered)
         numerator = Mul (a_centered, multiplier)
-        n_sign = Sign (numerator)
-        d_sign = Sign (divisor)
-        sign = Mul (n_sign, d_sign)
+        n_negative = Less (numerator, zero)
+        d_negative = Less (divisor, zero)
+        negative = Xor (n_negative, d_negative)
         n_size = Abs (numerator)
         d_size = Abs (divisor)
         unsigned = Cast <to = {UINT64}> (d_size)
         raised = BitShift <direction = "LEFT"> (unsigned, shift)
         d = Cast <to = {INT64}> (raised)
         size = ai.onnxq.RoundingDivide (n_size, d)
-        quotient = Mul (sign, size)
+        opposite = Neg (size)
+        quotient = Where (negative, opposite, size)
         y = ai.onnxq.Saturate (quotient, y_zero, low, high)
     }}
     """,
@@ -97,7 +98,7 @@ INTEGER_MEAN = function(
     `axes` and N how many elements that sums; multiplier 1 and shift 0 round the mean itself.
     x: codes, x_zero: of their type; axes: int64 (1-D); multiplier, low, high: int64 and shift:
     uint64, broadcast with the result; y, y_zero: codes.
-    Domain: 2 |S multiplier| + N 2^shift < 2^63, N 2^shift < 2^62.
+    Domain: |S| < 2^53, 2 |S multiplier| + N 2^shift < 2^63, N 2^shift < 2^62.
     """,
     f"""
     IntegerMean <keepdims: int = 1> (x, x_zero, axes, multiplier, shift, y_zero, low, high)

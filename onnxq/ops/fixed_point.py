@@ -7,6 +7,10 @@ rounding right shift. Halves are rounded up, ⌊v / 2ⁿ + ½⌋, as hardware do
 ONNX shifts only unsigned integers and truncates quotients towards zero. A negative value is
 therefore lifted by 2⁶², a multiple of every 2ⁿ, before its shift; a quotient is made exact by
 taking off the remainder, which `Mod` gives with the sign of the divisor.
+
+Not all that runs int64 is exact. ONNX Runtime 1.31 on a CPU with AVX-512 orders numbers wrongly
+that lie 2³¹ to 2³² apart in `Max`, `Min`, `Clip` and `Sign` of int64, and adds up in float64 in
+`ReduceSum`. The functions clamp in uint64 therefore, and their sums stay below 2⁵³.
 """
 
 from __future__ import annotations
@@ -77,15 +81,24 @@ CENTER = function(
 SATURATE = function(
     """
     y = clip(y_zero + x, low, high) as codes of the type of y_zero.
-    x: int64; y_zero: codes; low, high: int64 within y_zero's type. Domain: |x| < 2^62.
+    x: int64; y_zero: codes; low, high: int64 within y_zero's type. Domain: |x| < 2^62 - 2^31.
     """,
     f"""
     Saturate (x, y_zero, low, high) => (y) {{
+        lift = Constant <value_int = {LIFT}> ()
         zero = Cast <to = {INT64}> (y_zero)
-        code = Add (x, zero)
-        at_least = Max (code, low)
-        clipped = Min (at_least, high)
-        y = CastLike (clipped, y_zero)
+        lifted_zero = Add (lift, zero)
+        lifted_low = Add (lift, low)
+        lifted_high = Add (lift, high)
+        unsigned_low = Cast <to = {UINT64}> (lifted_low)
+        unsigned_high = Cast <to = {UINT64}> (lifted_high)
+        lifted = Add (x, lifted_zero)
+        unsigned = Cast <to = {UINT64}> (lifted)
+        at_least = Max (unsigned, unsigned_low)
+        clipped = Min (at_least, unsigned_high)
+        signed = Cast <to = {INT64}> (clipped)
+        code = Sub (signed, lift)
+        y = CastLike (code, y_zero)
     }}
     """,
 )

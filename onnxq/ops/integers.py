@@ -13,12 +13,12 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import ArrayLike, NDArray
 
-_SAFE = 2**62  # below it int64 holds a number and its double
+_SAFE = 2**63  # int64 holds what is below
 
 
 class Integers(NDArrayOperatorsMixin):
-    """An array that computes like NumPy's, `+ - * // % << >>`, comparisons, `np.minimum`,
-    `np.abs` and the like, broadcasting too, with results that are always exact.
+    """An array that computes like NumPy's, `+ - * // % << >> abs` and comparisons, broadcasting
+    too, with results that are always exact.
 
     `//` and `>>` round down, as Python's do. Comparisons give arrays of bool.
     Raises TypeError for numbers that are not integers.
@@ -58,6 +58,12 @@ class Integers(NDArrayOperatorsMixin):
 
     def max(self, axis: tuple[int, ...], keepdims: bool) -> Integers:
         return Integers(np.max(self.values, axis=axis, keepdims=keepdims))
+
+    def at_least(self, low: ArrayLike | Integers) -> Integers:
+        return self.where(np.asarray(self >= Integers(low)), low)
+
+    def at_most(self, high: ArrayLike | Integers) -> Integers:
+        return self.where(np.asarray(self <= Integers(high)), high)
 
     def where(self, condition: NDArray[np.bool_], otherwise: ArrayLike | Integers) -> Integers:
         """These numbers where the condition holds, `otherwise` elsewhere."""

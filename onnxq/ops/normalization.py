@@ -41,7 +41,7 @@ INTEGER_SQRT = function(
     IntegerSqrt (x) => (y) {{
         thresholds = Constant <value_ints = {_THRESHOLDS}> ()
         last = Constant <value_ints = [-1]> ()
-        unit = Constant <value_int = 1> ()
+        zero = Constant <value_int = 0> ()
         unsigned_unit = Constant <value = uint64 {{1}}> ()
         columns = Unsqueeze (x, last)
         reached = GreaterOrEqual (columns, thresholds)
@@ -50,7 +50,9 @@ INTEGER_SQRT = function(
         k = Cast <to = {UINT64}> (count)
         power = BitShift <direction = "LEFT"> (unsigned_unit, k)
         s0 = Cast <to = {INT64}> (power)
-        positive = Max (x, unit)
+        is_zero = Equal (x, zero)
+        zero_as_one = Cast <to = {INT64}> (is_zero)
+        positive = Add (x, zero_as_one)
         s1 = ai.onnxq.SqrtStep (positive, s0)
         s2 = ai.onnxq.SqrtStep (positive, s1)
         s3 = ai.onnxq.SqrtStep (positive, s2)
@@ -95,8 +97,8 @@ INTEGER_LAYER_NORMALIZATION = function(
     axis, whose length is N.
     x: codes, of which zero point and scale cancel; epsilon: int64 >= 1, in units of s_x² / N²;
     multiplier (γ), offset (β), low, high: int64 and shift: uint64, broadcast; y, y_zero: codes.
-    Domain: N <= 2^16, V < 2^62 (N² max x² + epsilon < 2^62 suffices), |n| <= 2^{UNIT_BITS} √N,
-    |n multiplier + offset| + 2^shift / 2 < 2^62.
+    Domain: N <= 2^16, Σx² < 2^53, V < 2^62 (N² max x² + epsilon < 2^62 suffices),
+    |n| <= 2^{UNIT_BITS} √N, |n multiplier + offset| + 2^shift / 2 < 2^62.
     """,
     f"""
     IntegerLayerNormalization (x, epsilon, multiplier, offset, shift, y_zero, low, high)

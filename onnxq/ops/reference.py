@@ -1,8 +1,8 @@
 """What each function of `ai.onnxq` must give, in exact arithmetic.
 
 Written from the equations, not from the functions' nodes: floor division and shifts of integers
-without bounds. Arguments and results are arrays, in the functions' order and types; attributes are
-keywords.
+without bounds. Arguments and results are arrays, in the functions' order and types, `out` being
+y_zero, low and high; attributes are keywords.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _INT64 = np.dtype(np.int64)
 def _shifted(x: Integers, shift: Array) -> Integers:
     """⌊x / 2^shift + 1/2⌋"""
     n = Integers(shift)
-    return (2 * x + (Integers(1) << n)) >> (n + 1)
+    return (x + ((Integers(1) << n) >> 1)) >> n
 
 
 def _divided(x: Integers, divisor: Integers) -> Integers:
@@ -52,14 +52,18 @@ def _centered(x: Array, zero: Array) -> Integers:
 
 def _codes(x: Integers, y_zero: Array, low: Array, high: Array) -> Array:
     """clip(y_zero + x, low, high)"""
-    clipped = np.minimum(np.maximum(x + Integers(y_zero), Integers(low)), Integers(high))
-    return Integers(clipped).as_type(np.asarray(y_zero).dtype)
+    code = (x + Integers(y_zero)).at_least(low).at_most(high)
+    return code.as_type(np.asarray(y_zero).dtype)
 
 
 def _exp(x: Integers, multiplier: Array, shift: Array) -> Integers:
-    p = np.minimum(_shifted(-x * multiplier, shift), (EXP_BITS + 2) * 2**EXP_FRACTION - 1)
+    p = _shifted(-x * multiplier, shift).at_most((EXP_BITS + 2) * 2**EXP_FRACTION - 1)
     z, f = p // 2**EXP_FRACTION, p % 2**EXP_FRACTION
     return ((EXP_A * (EXP_B - f) * (EXP_B - f)) // 2**EXP_DROP + EXP_C) >> z
+
+
+def _sign(x: Integers) -> Integers:
+    return Integers(x > 0) - Integers(x < 0)
 
 
 def _root(x: Integers) -> Integers:
@@ -92,34 +96,23 @@ def center(x: Array, x_zero: Array) -> Array:
     return _centered(x, x_zero).as_type(_INT64)
 
 
-def saturate(x: Array, y_zero: Array, low: Array, high: Array) -> Array:
-    return _codes(Integers(x), y_zero, low, high)
+def saturate(x: Array, *out: Array) -> Array:
+    return _codes(Integers(x), *out)
 
 
-def requantize(
-    x: Array, x_zero: Array, multiplier: Array, shift: Array, y_zero: Array, low: Array, high: Array
-) -> Array:
-    return _codes(_shifted(_centered(x, x_zero) * multiplier, shift), y_zero, low, high)
+def requantize(x: Array, x_zero: Array, multiplier: Array, shift: Array, *out: Array) -> Array:
+    return _codes(_shifted(_centered(x, x_zero) * multiplier, shift), *out)
 
 
-def shift_requantize(
-    x: Array, x_zero: Array, shift: Array, y_zero: Array, low: Array, high: Array
-) -> Array:
-    return _codes(_shifted(_centered(x, x_zero), shift), y_zero, low, high)
+def shift_requantize(x: Array, x_zero: Array, shift: Array, *out: Array) -> Array:
+    return _codes(_shifted(_centered(x, x_zero), shift), *out)
 
 
 def integer_affine(
-    x: Array,
-    x_zero: Array,
-    multiplier: Array,
-    offset: Array,
-    shift: Array,
-    y_zero: Array,
-    low: Array,
-    high: Array,
+    x: Array, x_zero: Array, multiplier: Array, offset: Array, shift: Array, *out: Array
 ) -> Array:
     affine = _centered(x, x_zero) * multiplier + Integers(offset)
-    return _codes(_shifted(affine, shift), y_zero, low, high)
+    return _codes(_shifted(affine, shift), *out)
 
 
 def integer_add(
@@ -130,45 +123,27 @@ def integer_add(
     b_zero: Array,
     b_multiplier: Array,
     shift: Array,
-    y_zero: Array,
-    low: Array,
-    high: Array,
+    *out: Array,
 ) -> Array:
     total = _centered(a, a_zero) * a_multiplier + _centered(b, b_zero) * b_multiplier
-    return _codes(_shifted(total, shift), y_zero, low, high)
+    return _codes(_shifted(total, shift), *out)
 
 
 def integer_mul(
-    a: Array,
-    a_zero: Array,
-    b: Array,
-    b_zero: Array,
-    multiplier: Array,
-    shift: Array,
-    y_zero: Array,
-    low: Array,
-    high: Array,
+    a: Array, a_zero: Array, b: Array, b_zero: Array, multiplier: Array, shift: Array, *out: Array
 ) -> Array:
     product = _centered(a, a_zero) * _centered(b, b_zero) * multiplier
-    return _codes(_shifted(product, shift), y_zero, low, high)
+    return _codes(_shifted(product, shift), *out)
 
 
 def integer_div(
-    a: Array,
-    a_zero: Array,
-    b: Array,
-    b_zero: Array,
-    multiplier: Array,
-    shift: Array,
-    y_zero: Array,
-    low: Array,
-    high: Array,
+    a: Array, a_zero: Array, b: Array, b_zero: Array, multiplier: Array, shift: Array, *out: Array
 ) -> Array:
     divisor = _centered(b, b_zero)
     divisor = divisor.where(divisor != 0, 1) << Integers(shift)
     numerator = _centered(a, a_zero) * multiplier
-    size = _divided(np.abs(numerator), np.abs(divisor))
-    return _codes(np.sign(numerator) * np.sign(divisor) * size, y_zero, low, high)
+    size = _divided(abs(numerator), abs(divisor))
+    return _codes(_sign(numerator) * _sign(divisor) * size, *out)
 
 
 def integer_mean(
@@ -177,15 +152,13 @@ def integer_mean(
     axes: Array,
     multiplier: Array,
     shift: Array,
-    y_zero: Array,
-    low: Array,
-    high: Array,
+    *out: Array,
     keepdims: int = 1,
 ) -> Array:
     total = _centered(x, x_zero).sum(_axes(axes), bool(keepdims))
     count = math.prod(np.asarray(x).shape[axis] for axis in _axes(axes))
     mean = _divided(total * multiplier, count << Integers(shift))
-    return _codes(mean, y_zero, low, high)
+    return _codes(mean, *out)
 
 
 def look_up(x: Array, first: Array, table: Array) -> Array:
@@ -197,18 +170,11 @@ def integer_exp(x: Array, multiplier: Array, shift: Array) -> Array:
 
 
 def integer_softmax(
-    x: Array,
-    multiplier: Array,
-    shift: Array,
-    levels: Array,
-    y_zero: Array,
-    low: Array,
-    high: Array,
-    axis: int = -1,
+    x: Array, multiplier: Array, shift: Array, levels: Array, *out: Array, axis: int = -1
 ) -> Array:
     codes = Integers(x)
     e = _exp(codes - codes.max((axis,), True), multiplier, shift)
-    return _codes(_divided(e * levels, e.sum((axis,), True)), y_zero, low, high)
+    return _codes(_divided(e * levels, e.sum((axis,), True)), *out)
 
 
 def integer_gelu(
@@ -218,15 +184,13 @@ def integer_gelu(
     in_shift: Array,
     multiplier: Array,
     shift: Array,
-    y_zero: Array,
-    low: Array,
-    high: Array,
+    *out: Array,
 ) -> Array:
     centered = _centered(x, x_zero)
-    u = np.minimum(_shifted(np.abs(centered) * in_multiplier, in_shift), ERF_B)
+    u = _shifted(abs(centered) * in_multiplier, in_shift).at_most(ERF_B)
     size = 2**UNIT_BITS - _shifted(ERF_A * (u - ERF_B) * (u - ERF_B), np.array(2 * UNIT_BITS))
-    gated = centered * (2**UNIT_BITS + np.sign(centered) * size)
-    return _codes(_shifted(gated * multiplier, shift), y_zero, low, high)
+    gated = centered * (2**UNIT_BITS + _sign(centered) * size)
+    return _codes(_shifted(gated * multiplier, shift), *out)
 
 
 def integer_silu(
@@ -236,15 +200,13 @@ def integer_silu(
     in_shift: Array,
     multiplier: Array,
     shift: Array,
-    y_zero: Array,
-    low: Array,
-    high: Array,
+    *out: Array,
 ) -> Array:
     centered = _centered(x, x_zero)
-    e = _exp(-np.abs(centered), in_multiplier, in_shift)
+    e = _exp(-abs(centered), in_multiplier, in_shift)
     upper = _divided(Integers(2 ** (UNIT_BITS + EXP_BITS)), 2**EXP_BITS + e)
     sigmoid = upper.where(centered >= 0, 2**UNIT_BITS - upper)
-    return _codes(_shifted(centered * sigmoid * multiplier, shift), y_zero, low, high)
+    return _codes(_shifted(centered * sigmoid * multiplier, shift), *out)
 
 
 def sqrt_step(x: Array, s: Array) -> Array:
@@ -260,36 +222,22 @@ def divide_by_root(d: Array, v: Array) -> Array:
 
 
 def integer_layer_normalization(
-    x: Array,
-    epsilon: Array,
-    multiplier: Array,
-    offset: Array,
-    shift: Array,
-    y_zero: Array,
-    low: Array,
-    high: Array,
+    x: Array, epsilon: Array, multiplier: Array, offset: Array, shift: Array, *out: Array
 ) -> Array:
     codes, length = Integers(x), np.asarray(x).shape[-1]
     total = codes.sum((-1,), True)
     v = length * (codes * codes).sum((-1,), True) - total * total + epsilon
     n = _over_root(length * codes - total, v)
-    return _codes(_shifted(n * multiplier + Integers(offset), shift), y_zero, low, high)
+    return _codes(_shifted(n * multiplier + Integers(offset), shift), *out)
 
 
 def integer_rms_normalization(
-    x: Array,
-    x_zero: Array,
-    epsilon: Array,
-    multiplier: Array,
-    shift: Array,
-    y_zero: Array,
-    low: Array,
-    high: Array,
+    x: Array, x_zero: Array, epsilon: Array, multiplier: Array, shift: Array, *out: Array
 ) -> Array:
     centered, length = _centered(x, x_zero), np.asarray(x).shape[-1]
     v = length * (centered * centered).sum((-1,), True) + epsilon
     n = _over_root(length * centered, v)
-    return _codes(_shifted(n * multiplier, shift), y_zero, low, high)
+    return _codes(_shifted(n * multiplier, shift), *out)
 
 
 def integer_l2_norm(
@@ -298,14 +246,12 @@ def integer_l2_norm(
     axes: Array,
     multiplier: Array,
     shift: Array,
-    y_zero: Array,
-    low: Array,
-    high: Array,
+    *out: Array,
     keepdims: int = 1,
 ) -> Array:
     centered = _centered(x, x_zero)
     root = _root((centered * centered).sum(_axes(axes), bool(keepdims)) << (2 * L2_BITS))
-    return _codes(_shifted(root * multiplier, shift), y_zero, low, high)
+    return _codes(_shifted(root * multiplier, shift), *out)
 
 
 REFERENCES: dict[str, Callable[..., Array]] = {

@@ -36,7 +36,7 @@ INTEGER_EXP = function(
     """,
     f"""
     IntegerExp (x, multiplier, shift) => (y) {{
-        most = Constant <value_int = {_MOST_P}> ()
+        most = Constant <value = uint64 {{{_MOST_P}}}> ()
         fraction_bits = Constant <value = uint64 {{{EXP_FRACTION}}}> ()
         one = Constant <value_int = {2**EXP_FRACTION}> ()
         a = Constant <value_int = {EXP_A}> ()
@@ -46,8 +46,9 @@ INTEGER_EXP = function(
         size = Neg (x)
         scaled = Mul (size, multiplier)
         rounded = ai.onnxq.RoundingRightShift (scaled, shift)
-        p = Min (rounded, most)
-        unsigned_p = Cast <to = {UINT64}> (p)
+        unsigned = Cast <to = {UINT64}> (rounded)
+        unsigned_p = Min (unsigned, most)
+        p = Cast <to = {INT64}> (unsigned_p)
         z = BitShift <direction = "RIGHT"> (unsigned_p, fraction_bits)
         integer_part = Cast <to = {INT64}> (z)
         integer_p = Mul (integer_part, one)
@@ -72,7 +73,7 @@ INTEGER_SOFTMAX = function(
     sum along `axis`.
     x: codes (their zero point cancels); multiplier, shift: IntegerExp's; levels: int64 scalar,
     1 / s_y; y, y_zero: codes; low, high: int64.
-    Domain: |(x - max x) multiplier| + 2^shift / 2 < 2^62, levels < 2^31, at most 2^31 summed.
+    Domain: |(x - max x) multiplier| + 2^shift / 2 < 2^62, levels < 2^31, at most 2^22 summed.
     """,
     f"""
     IntegerSoftmax <axis: int = -1> (x, multiplier, shift, levels, y_zero, low, high) => (y) {{
@@ -107,20 +108,25 @@ INTEGER_GELU = function(
     => (y) {{
         one = Constant <value_int = {2**UNIT_BITS}> ()
         a = Constant <value_int = {ERF_A}> ()
+        zero = Constant <value_int = 0> ()
         b = Constant <value_int = {ERF_B}> ()
+        unsigned_b = Cast <to = {UINT64}> (b)
         bits = Constant <value = uint64 {{{2 * UNIT_BITS}}}> ()
         centered = ai.onnxq.Center (x, x_zero)
         size = Abs (centered)
         scaled = Mul (size, in_multiplier)
         rounded = ai.onnxq.RoundingRightShift (scaled, in_shift)
-        u = Min (rounded, b)
+        unsigned = Cast <to = {UINT64}> (rounded)
+        unsigned_u = Min (unsigned, unsigned_b)
+        u = Cast <to = {INT64}> (unsigned_u)
         distance = Sub (b, u)
         square = Mul (distance, distance)
         curve = Mul (a, square)
         missing = ai.onnxq.RoundingRightShift (curve, bits)
         erf_size = Sub (one, missing)
-        sign = Sign (centered)
-        erf = Mul (sign, erf_size)
+        opposite = Neg (erf_size)
+        negative = Less (centered, zero)
+        erf = Where (negative, opposite, erf_size)
         gate = Add (one, erf)
         gated = Mul (centered, gate)
         product = Mul (gated, multiplier)

@@ -17,17 +17,23 @@ DequantizeLinear and a QuantizeLinear, and is reported; `strict` makes it an err
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.integers import elementwise, functions, movers, products, transposed
+from onnxq.passes.lower.integers.borders import give_codes
 from onnxq.passes.lower.integers.writer import Lower, Writer
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
+from onnxq.float_operators import float_operators
 from onnxq.graph import Graph
 from onnxq.pipeline import Context, Pass
+from onnxq.report import FloatOperatorRecord
+
+NAMED = 3  # operators in an error
 
 LOWERINGS: dict[str, Lower] = {
     **products.LOWERINGS,
@@ -40,10 +46,14 @@ LOWERINGS: dict[str, Lower] = {
 
 @dataclass(frozen=True)
 class IntegerOnly(Pass):
-    """Integer arithmetic for everything in the plan; `strict` refuses a model that keeps a float
-    operator.
+    """Integer arithmetic for everything in the plan.
+
+    `io` says whether inputs and outputs are `float`, between a QuantizeLinear and a
+    DequantizeLinear, or `codes`, of which the model's metadata tells scale and zero point. `strict`
+    refuses a model that keeps a float operator.
     """
 
+    io: Literal["float", "codes"] = "float"
     strict: bool = False
     name: ClassVar[str] = "integer-only"
     lowers: ClassVar[bool] = True
@@ -63,10 +73,37 @@ class IntegerOnly(Pass):
             changes += writer.run()
             left |= writer.left
         g.tidy(graph)
+        if self.io == "codes":
+            give_codes(graph)
         operators = {node.name: node.op for node in g.walk(graph)}
         for name, reason in left.items():
             ctx.report.skip(name, operators.get(name, ""), reason)
+        ctx.report.float_operators = _float_operators(graph, ctx, left)
+        if self.strict and ctx.report.float_operators:
+            raise _refusal(ctx.report.float_operators)
         return changes
+
+
+def _float_operators(
+    graph: Graph, ctx: Context, left: Mapping[str, str]
+) -> list[FloatOperatorRecord]:
+    """What still computes with floats, with the reason of the plan or of the lowering."""
+    model, _ = g.to_proto_without_weights(graph)
+    found: list[FloatOperatorRecord] = []
+    for operator in float_operators(model):
+        plan = ctx.plan.get(operator.name)
+        reason = left.get(operator.name) or (plan.reason if plan else "")
+        if not reason and operator.op in ("QuantizeLinear", "DequantizeLinear", "Cast"):
+            reason = "between codes and a float operator"
+        found.append(FloatOperatorRecord(operator.name, operator.op, reason))
+    return found
+
+
+def _refusal(left: list[FloatOperatorRecord]) -> OnnxqError:
+    telling = [record for record in left if record.op not in ("QuantizeLinear", "DequantizeLinear")]
+    named = "; ".join(f"{r.name!r} ({r.op}): {r.reason}" for r in telling[:NAMED])
+    more = f"; and {len(telling) - NAMED} more" if len(telling) > NAMED else ""
+    return OnnxqError(f"{len(left)} operators stay float: {named}{more}; without --strict they may")
 
 
 def _qdq_form(graph: Graph, ctx: Context) -> Graph:

@@ -226,7 +226,11 @@ def refuse_quantized(graph: Graph) -> None:
             "this model comes from quantization-aware training (QuantizeLinear around float "
             "weights): use --preset qat"
         )
-    done = [n for n in nodes if is_quantizer(n) or is_dequantizer(n) or n.op.startswith("QLinear")]
+    done = [
+        n for n in nodes
+        if is_quantizer(n) or is_dequantizer(n) or n.op.startswith("QLinear")
+        or n.op in ("ConvInteger", "MatMulInteger")
+    ]  # fmt: skip
     if done:
         raise OnnxqError(
             f"this model is quantized already (it has {done[0].op}): quantize the float model it "

@@ -213,7 +213,7 @@ class IntegerPlanner:
 
     def _enter(self, tensor: gs.Tensor) -> None:
         """An Identity on a float tensor that no planned unit of this body makes."""
-        if tensor.name in self.formats or not g.is_float(tensor):
+        if tensor.name in self.formats or tensor.name not in self.readers or not g.is_float(tensor):
             return
         wide = self._is_wide(tensor)
         entered = self.maker.emit(self.body, "Identity", [tensor], tensor.name)
