@@ -1,7 +1,7 @@
 """Runs a model of integers in exact arithmetic, with no runtime: what decides whether one is right.
 
 Functions of `ai.onnxq` are their references, arithmetic is that of integers without bounds, and
-what computes nothing (Reshape, Gather, ...) is `onnx.reference`'s, as are bodies of If and Loop.
+what computes nothing (Reshape, Gather, ...) is `onnx.reference`'s.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxq.errors import OnnxqError, one_line
@@ -32,14 +32,22 @@ def evaluate(model: ModelProto, feed: Mapping[str, Array]) -> dict[str, Array]:
     Raises OnnxqError, naming the node, where an integer does not fit the type of its tensor, or a
     node cannot be computed.
     """
-    graph = model.graph
+    values = {name: np.asarray(array) for name, array in feed.items()}
+    results = _evaluate(model.graph, values, model)
+    return {value.name: x for value, x in zip(model.graph.output, results, strict=True)}
+
+
+def _evaluate(graph: GraphProto, known: Mapping[str, Any], model: ModelProto) -> list[Any]:
+    """The outputs of a graph or a body, `known` being its inputs and what is around it."""
     values: dict[str, Any] = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    values |= {name: np.asarray(array) for name, array in feed.items()}
+    values |= known
     wanted = [value.name for value in graph.output]
     uses = Counter(name for node in graph.node for name in _reads(node)) + Counter(wanted)
     for node in graph.node:
         try:
             results = _run(node, values, model)
+        except OnnxqError:
+            raise  # a node in a body, which has its name already
         except Exception as error:
             label = f"node {node.name or ','.join(node.output)!r} ({node.op_type})"
             raise OnnxqError(f"{label} cannot be computed exactly: {one_line(error)}") from error
@@ -48,7 +56,7 @@ def evaluate(model: ModelProto, feed: Mapping[str, Array]) -> dict[str, Array]:
             uses[name] -= 1
             if not uses[name]:
                 del values[name]
-    return {name: values[name] for name in wanted}
+    return [values[name] for name in wanted]
 
 
 def _run(node: NodeProto, values: Mapping[str, Any], model: ModelProto) -> list[Any]:
@@ -57,6 +65,11 @@ def _run(node: NodeProto, values: Mapping[str, Any], model: ModelProto) -> list[
     if node.domain == DOMAIN:
         return [REFERENCES[node.op_type](*inputs, **attributes)]
     if node.domain in ("", "ai.onnx"):
+        if node.op_type == "If":
+            body = attributes["then_branch" if inputs[0].item() else "else_branch"]
+            return _evaluate(body, values, model)
+        if node.op_type == "Loop":
+            return _loop(attributes["body"], inputs, values, model)
         if node.op_type in _BORDER:
             return [_BORDER[node.op_type](attributes, *inputs)]
         if node.op_type in KERNELS and len(node.output) == 1 and _are_whole(inputs):
@@ -65,6 +78,22 @@ def _run(node: NodeProto, values: Mapping[str, Any], model: ModelProto) -> list[
             target = helper.tensor_dtype_to_np_dtype(attributes["to"])
             return [Integers(inputs[0]).as_type(target)]
     return _by_onnx(node, values, model)
+
+
+def _loop(
+    body: GraphProto, inputs: list[Any], values: Mapping[str, Any], model: ModelProto
+) -> list[Any]:
+    """What a loop carries at its end, then what each turn hands out, stacked."""
+    most, proceed, *carried = inputs
+    names = [value.name for value in body.input]
+    turns: list[list[Any]] = []
+    while (most is None or len(turns) < most.item()) and (proceed is None or proceed.item()):
+        start = [np.array(len(turns)), np.array(True) if proceed is None else proceed, *carried]
+        known = dict(values) | dict(zip(names, start, strict=True))
+        proceed, *made = _evaluate(body, known, model)
+        carried, handed_out = made[: len(carried)], made[len(carried) :]
+        turns.append(handed_out)
+    return [*carried, *(np.stack(column) for column in zip(*turns, strict=True))]
 
 
 def _are_whole(inputs: list[Any]) -> bool:

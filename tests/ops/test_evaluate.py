@@ -225,6 +225,55 @@ def test_bodies_see_what_is_around_them() -> None:
         assert_as_runtime(made, a=np.array([3, -4], np.int32), c=np.array(condition))
 
 
+def test_an_input_may_have_a_default() -> None:
+    made = model("(int32[2] a, int32[2] b) => (int32[2] y) { y = Sub (a, b) }", b=np.int32([1, 2]))
+    a = np.array([5, 7], np.int32)
+    assert evaluate(made, {"a": a})["y"].tolist() == [4, 5]
+    assert evaluate(made, {"a": a, "b": a[::-1]})["y"].tolist() == [-2, 2]
+
+
+def test_functions_in_bodies() -> None:
+    made = model(
+        """(int32[n,4] a, bool c) => (uint8[n,4] y) {
+            y = If (c) <
+                then_branch = t () => (uint8[n,4] p) {
+                    p = ai.onnxq.IntegerSoftmax <axis = 0> (a, m, n, levels, z, low, high)
+                },
+                else_branch = e () => (uint8[n,4] q) { q = Cast <to = 2> (z) }
+            >
+        }""",
+        m=151300,
+        n=np.uint64(8),
+        levels=255,
+        z=np.uint8(0),
+        low=0,
+        high=255,
+    )
+    made.functions.extend(closure(["IntegerSoftmax"]))
+    a = RNG(0).integers(-3000, 3000, (3, 4)).astype(np.int32)
+    assert assert_as_runtime(made, a=a, c=np.array(True))["y"].max() > 100
+
+
+@pytest.mark.parametrize("turns", [1, 5])
+def test_loops(turns: int) -> None:
+    made = model(
+        """(int32[2] a, int64 most) => (int32[2] y, int32[k,2] all) {
+            y, all = Loop (most, , a) <
+                body = b (int64 i, bool c, int32[2] s) => (bool d, int32[2] t, int32[2] u) {
+                    k = Cast <to = 6> (i)
+                    r = Add (s, a)
+                    t = Sub (r, k)
+                    sum = ReduceSum <keepdims = 0> (t)
+                    d = Less (sum, hundred)
+                    u = Neg (t)
+                }
+            >
+        }""",
+        hundred=np.int32(100),
+    )
+    assert_as_runtime(made, a=np.array([20, 7], np.int32), most=np.array(turns))
+
+
 OVERFLOWS = [
     ("(int32[1] a) => (int32[1] y) { y = Mul (a, a) }", "Mul"),
     ("(int32[1] a) => (int32[1] y) { y = Add (a, a) }", "Add"),

@@ -9,7 +9,6 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from running import assert_exact, proto, sessions
 
@@ -24,7 +23,13 @@ RANGE = {UINT8: (0, 255), INT32: (-(2**15), 2**15 - 1)}
 
 
 def numbers(draw: Draw, dtype: np.dtype[Any], shape: tuple[int, ...], low: int, high: int) -> Array:
-    return np.asarray(draw(arrays(dtype, shape, elements=st.integers(low, high))))
+    """Of all magnitudes, the ends of the range among them."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    even = rng.integers(low, high, shape, np.int64, endpoint=True)
+    small = np.clip(even >> rng.integers(0, 62, shape), low, high)
+    ends = rng.choice([low, high], shape)
+    kind = rng.choice(3, shape, p=draw(st.sampled_from([(0.5, 0.4, 0.1), (1, 0, 0), (0, 0, 1)])))
+    return np.asarray(np.choose(kind, [even, small, ends]).astype(dtype))
 
 
 def shape_of_parameter(draw: Draw, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -176,6 +181,15 @@ ROOTS = st.one_of(st.integers(1, 2**31), st.integers(0, 31).map(lambda k: 2**k))
 def test_square_root_is_the_exact_floor(roots: list[int], others: list[int]) -> None:
     squares = [root**2 + d for root in roots for d in (-1, 0, 1) if root**2 + d < 2**62]
     assert_exact("IntegerSqrt", np.array([*squares, *others, 0, 2**62 - 1], np.int64))
+
+
+@given(st.data())
+def test_division_by_a_root_at_every_magnitude(data: st.DataObject) -> None:
+    v = numbers(data.draw, INT64, (8,), 1, 2**62 - 1)
+    v = np.concatenate([v, [2**32 - 1, 2**32, 2**31 + 7, 2**34 + 7, 1, 2, 2**62 - 1]])
+    d = numbers(data.draw, INT64, v.shape, -(2**31) + 1, 2**31 - 1)
+    assert_exact("DivideByRoot", d, v)
+    assert_exact("DivideByRoot", d << np.where(v < 2**32, 0, 15), v)
 
 
 @given(st.data())
