@@ -120,7 +120,8 @@ def activation_types(graph: Graph, ctx: Context) -> dict[str, QType]:
             types.setdefault(node.inputs[slot].name, plan.activation)
         if plan.handed_on:
             for tensor in node.outputs:
-                types.setdefault(tensor.name, plan.handed_on)
+                if g.dtype(tensor) is None or g.is_float(tensor):  # not the places of a TopK
+                    types.setdefault(tensor.name, plan.handed_on)
     return types
 
 

@@ -179,7 +179,7 @@ class IntegerPlanner:
         result = None
         if made:
             result = self._format_of(each, narrow_alone)
-            self.formats |= {t.name: result for t in outputs}
+            self.formats |= {t.name: result for t in outputs if g.is_float(t)}
         common = NodePlan(activation=rule.activation, rule=rule)
         for node in (unit.node, *each.tail):
             self.ctx.plan[node.name] = common

@@ -37,10 +37,13 @@ class Unit:
 
     @property
     def inputs(self) -> list[gs.Tensor]:
-        """The tensors that are not constant, of a pattern the one that it is a function of."""
+        """The tensors that are not constant, each once; of a pattern the one that it is a function
+        of.
+        """
         if self.pattern is not None:
             return [self.pattern.input]
-        return [t for t in self.node.inputs if t.name and not g.is_constant(t)]
+        read = {id(t): t for t in self.node.inputs if t.name and not g.is_constant(t)}
+        return list(read.values())
 
 
 def units(graph: Graph, body: Graph) -> list[Unit]:

@@ -268,7 +268,7 @@ def compare(group: Group) -> gs.Variable:
 def _bound(op: str, slot: int, steps: NDArray[np.float64]) -> NDArray[np.float64]:
     """The whole number of steps that codes compare with as they would with a constant.
 
-    x < c is x < ⌈c⌉ and x <= c is x <= ⌊c⌋ for whole x. What lies within a thousandth of a code is
+    x < c is x < ⌈c⌉ and x <= c is x <= ⌊c⌋ for whole x; `slot` is that of the constant. What lies within a thousandth of a code is
     meant to be it: scales are rounded to float32. No code equals a half.
     """
     nearest = np.rint(steps)
@@ -276,7 +276,7 @@ def _bound(op: str, slot: int, steps: NDArray[np.float64]) -> NDArray[np.float64
     if op == "Equal":
         rounded = np.where(is_code, nearest, _BEYOND)
     else:
-        up = op in (("Less", "GreaterOrEqual"), ("Greater", "LessOrEqual"))[slot]
+        up = op in (("Greater", "LessOrEqual"), ("Less", "GreaterOrEqual"))[slot]
         rounded = np.where(is_code, nearest, np.ceil(steps) if up else np.floor(steps))
     return np.clip(np.nan_to_num(rounded, nan=_BEYOND), -_BEYOND, _BEYOND)
 

@@ -55,7 +55,9 @@ def _evaluate(group: Group, x: NDArray[np.float32]) -> NDArray[np.float32]:
         value = g.values(tensor).reshape(())
         kind = np.float32 if g.is_float(tensor) else value.dtype
         inputs.append(gs.Constant(f"c{number}", value.astype(kind)))
-    graph.inputs, graph.outputs = inputs[:1], [gs.Variable("y", np.float32)]
+    made = group.node.outputs[0]
+    kind_made = np.float32 if g.is_float(made) else g.dtype(made)
+    graph.inputs, graph.outputs = inputs[:1], [gs.Variable("y", kind_made)]
     graph.nodes = [gs.Node(node.op, "f", dict(node.attrs), inputs, list(graph.outputs))]
     with np.errstate(all="ignore"):
         found: NDArray[np.float32] = Session.of(graph, threads=1).run({"x": x})["y"]

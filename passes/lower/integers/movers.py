@@ -167,7 +167,7 @@ def top_k(group: Group) -> list[gs.Variable]:
     x, node = group.codes(0), group.node
     wide = group.cast(x.tensor, np.int32)
     found = group.emit("TopK", [wide, node.inputs[1]], **node.attrs)
-    places = gs.Variable(group.writer.maker.name(f"{group.base}_places"))
+    places = gs.Variable(group.writer.maker.name(f"{group.base}_places"), np.int64)
     found.inputs[0].outputs.append(places)
     return [*regridded(group, x, [group.cast(found, x.grid.dtype)]), places]
 

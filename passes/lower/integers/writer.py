@@ -226,7 +226,8 @@ class Writer:
         results = results if isinstance(results, list) else [results]
         for tensor, result in zip(group.last.outputs, results, strict=False):
             params = self.ctx.activations.get(tensor.name)
-            if params is None:  # what is no float, as of a comparison, keeps its name
+            is_place = result.dtype == np.int64  # whose type nobody knew where nobody reads it
+            if params is None or is_place:  # what is no float, as of a comparison, keeps its name
                 _rename(result, tensor)
                 continue
             result.dtype = Grid.of(params).dtype
