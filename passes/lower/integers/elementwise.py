@@ -268,9 +268,11 @@ def compare(group: Group) -> gs.Variable:
 def _bound(op: str, slot: int, steps: NDArray[np.float64]) -> NDArray[np.float64]:
     """The whole number of steps that codes compare with as they would with a constant.
 
-    x < c is x < ⌈c⌉ and x <= c is x <= ⌊c⌋ for whole x; `slot` is that of the constant. What lies within a thousandth of a code is
-    meant to be it: scales are rounded to float32. No code equals a half.
+    x < c is x < ⌈c⌉ and x <= c is x <= ⌊c⌋ for whole x; `slot` is that of the constant.
+    What lies within a thousandth of a code is meant to be it: scales are rounded to float32. No
+    code equals a half.
     """
+    steps = np.clip(np.nan_to_num(steps, nan=_BEYOND), -_BEYOND, _BEYOND)
     nearest = np.rint(steps)
     is_code = np.abs(steps - nearest) < 1e-3
     if op == "Equal":
@@ -278,7 +280,7 @@ def _bound(op: str, slot: int, steps: NDArray[np.float64]) -> NDArray[np.float64
     else:
         up = op in (("Greater", "LessOrEqual"), ("Less", "GreaterOrEqual"))[slot]
         rounded = np.where(is_code, nearest, np.ceil(steps) if up else np.floor(steps))
-    return np.clip(np.nan_to_num(rounded, nan=_BEYOND), -_BEYOND, _BEYOND)
+    return np.asarray(rounded)
 
 
 LOWERINGS = {
