@@ -33,19 +33,23 @@ def give_codes(graph: Graph) -> None:
             maker = g.producer(maker.inputs[0])
         if maker is not None and maker.op == "DequantizeLinear" and not tensor.outputs:
             coded[tensor.name] = _value(maker)
-            _make(maker.inputs[0], tensor)
+            _make(graph, maker.inputs[0], tensor)
     g.tidy(graph)
     g.set_metadata(graph, to_metadata(coded))
 
 
-def _make(codes: gs.Variable, output: gs.Variable) -> None:
-    """Let what makes the codes make the output instead."""
-    maker = codes.inputs[0]
+def _make(graph: Graph, codes: gs.Variable, output: gs.Variable) -> None:
+    """Let what makes the codes make the output instead; of other outputs or inputs, a copy."""
     output.inputs.clear()
+    output.dtype = codes.dtype
+    if not codes.inputs or g.is_output(graph, codes):
+        name = g.Namer(graph)(f"{output.name}_Identity")
+        graph.nodes.append(gs.Node("Identity", name, {}, [codes], [output]))
+        return
+    maker = codes.inputs[0]
     maker.outputs[maker.outputs.index(codes)] = output
     for reader in list(codes.outputs):
         g.replace_input(reader, codes, output)
-    output.dtype = codes.dtype
 
 
 def _value(node: Node) -> CodedValue:

@@ -22,7 +22,8 @@ from onnxq import graph as g
 from onnxq.ops.dyadic import dyadic
 
 _BEYOND = 2.0**40  # steps, more than any code
-_WIDE_BITS = 44  # of a multiplier, where codes of 16 bits and no accumulator are multiplied
+_WIDE_BITS = 44  # the most of a multiplier for codes of 16 bits
+_FAR = 2.0**8  # a sum's operand on a grid coarser by more wants a multiplier of more than 31 bits
 
 
 def add(group: Group) -> gs.Variable:
@@ -43,7 +44,7 @@ def _sum(group: Group, sign: float) -> gs.Variable:
     if not fixed:
         pair = [group.codes(slot) for slot in (0, 1)]
         ratios = [s * c.grid.scale / grid.scale for s, c in zip(signs, pair, strict=True)]
-        multipliers, shift = dyadic(terms(ratios), _WIDE_BITS, common=True)
+        multipliers, shift = _multipliers(ratios)
         operands: list[gs.Tensor] = []
         for codes, multiplier in zip(pair, multipliers, strict=True):
             factors = group.constant(multiplier, np.int64, "multiplier")
@@ -54,6 +55,13 @@ def _sum(group: Group, sign: float) -> gs.Variable:
     x = group.codes(moving)
     constant = signs[fixed[0]] * np.asarray(g.values(group.node.inputs[fixed[0]]), np.float64)
     return affine(group, x, np.asarray(signs[moving] * x.grid.scale), constant)
+
+
+def _multipliers(ratios: list[float]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """Integers for the operands of a sum, under one shift."""
+    held = terms(ratios)
+    bits = 31 if np.abs(held).max() < _FAR else _WIDE_BITS - len(ratios).bit_length()
+    return dyadic(held, bits, common=True)
 
 
 def affine(
@@ -166,7 +174,7 @@ def total(group: Group) -> gs.Variable:
         raise Refusal("one of its operands is constant")
     count = len(operands) if group.node.op == "Mean" else 1
     ratios = [codes.grid.scale / group.grid.scale / count for codes in operands]
-    multipliers, shift = dyadic(terms(ratios), _WIDE_BITS - len(operands).bit_length(), common=True)
+    multipliers, shift = _multipliers(ratios)
     wide: list[gs.Tensor] = []
     for codes, multiplier in zip(operands, multipliers, strict=True):
         centered = group.call("Center", [codes.tensor, group.zero(codes)])
@@ -249,7 +257,7 @@ def compare(group: Group) -> gs.Variable:
     pair = [None if g.is_constant(t) else group.codes(i) for i, t in enumerate(group.node.inputs)]
     scales = [codes.grid.scale for codes in pair if codes is not None]
     unit = min(scales)
-    multipliers, _ = dyadic(factor(np.asarray(scales) / unit), _WIDE_BITS, common=True)
+    multipliers, _ = dyadic(factor(np.asarray(scales) / unit), common=True)
     step = iter(multipliers)
     for slot, (codes, tensor) in enumerate(zip(pair, group.node.inputs, strict=True)):
         if codes is None:

@@ -85,7 +85,7 @@ def p_relu(group: Group) -> gs.Variable:
 
 def gelu(group: Group) -> gs.Variable:
     """x Φ(x). Spelled out, the last half may be in the weights of the next layer."""
-    x, times, inner = group.codes(0), 1.0, 1.0
+    x, times = group.codes(0), 1.0
     if group.unit.pattern is not None and len(group.unit.nodes) > 1:
         at_one, at_two = _values_of_pattern(group, [1.0, 2.0])
         if abs(at_one - 2 * 0.8413) < 0.01:

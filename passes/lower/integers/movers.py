@@ -85,10 +85,11 @@ def cast(group: Group) -> gs.Variable | list[gs.Variable]:
         x = group.codes(0)
         return regridded(group, x, [x.tensor])
     whole = group.cast(source, np.int64)
-    ends = [group.constant(end, np.int64, "code") for end in _INT32]
-    bounded = group.emit("Clip", [whole, *ends])
+    for beyond, end in zip(("Less", "Greater"), _INT32, strict=True):  # Clip of int64 is at fault
+        limit = group.constant(end, np.int64, "code")
+        whole = group.emit("Where", [group.emit(beyond, [whole, limit]), limit, whole])
     nothing = group.constant(0, np.int64, "zero_int64")
-    return group.requantize(bounded, nothing, 1.0, reach=2**31)
+    return group.requantize(whole, nothing, 1.0, reach=2**31)
 
 
 def identity(group: Group) -> gs.Variable | list[gs.Variable]:
