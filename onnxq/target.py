@@ -135,7 +135,9 @@ class Target:
     ops: dict[str, tuple[OpRule, ...]]
     left_float: dict[str, str] = field(default_factory=dict)
     session: dict[str, str] = field(default_factory=dict)
-    integer_operators: tuple[str, ...] = ()  # those that the QOperator form may use
+    integer_operators: tuple[str, ...] = ()  # those that `fuse-integer` may write
+    # "dense", "depthwise" → the number of channels that this kernel takes at once
+    channel_multiples: dict[str, int] = field(default_factory=dict)
     float32: dict[str, str] = field(default_factory=dict)  # operators to keep, and why
     float16_operators: tuple[str, ...] = ()  # the provider's own, wherever they take float32
     machines: tuple[str, ...] = ()  # as `uname -m` names them; none: any
@@ -240,6 +242,7 @@ def _parse(name: str, text: str) -> Target:
             "left_float",
             "session",
             "integer_operators",
+            "channel_multiples",
             "float32",
             "float16_operators",
             "machines",
@@ -256,7 +259,7 @@ def _parse(name: str, text: str) -> Target:
     )
     # A target's own rules come first; what it does not mention is its base's.
     own["ops"] = {op: tuple(rules) for op, rules in ops.items()}
-    for key in ("ops", "left_float", "float32", "session"):
+    for key in ("ops", "left_float", "float32", "session", "channel_multiples"):
         own[key] = inherited.get(key, {}) | own.get(key, {})
     target: Target = _made(Target, inherited | own, where)
     if not 1 <= target.opset <= onnx.defs.onnx_opset_version():

@@ -4,9 +4,9 @@ from onnxq.passes.lower.add_low_rank import AddLowRank
 from onnxq.passes.lower.dynamic import Dynamic
 from onnxq.passes.lower.expand import Expand
 from onnxq.passes.lower.float16 import Float16
+from onnxq.passes.lower.fuse_integer import FuseInteger
 from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.matmul_nbits import MatMulNBits
-from onnxq.passes.lower.qoperator import QOperator
 from onnxq.passes.prepare.awq import AWQ
 from onnxq.passes.prepare.equalize import Equalize
 from onnxq.passes.prepare.fold_batchnorm import FoldBatchNorm
@@ -52,13 +52,13 @@ __all__ = [
     "Float16",
     "FoldBatchNorm",
     "FoldFakeQuant",
+    "FuseInteger",
     "GPTQCodebook",
     "InsertQDQ",
     "Lattice",
     "LowRank",
     "MatMulNBits",
     "Normalize",
-    "QOperator",
     "QuantizeBias",
     "ReconstructLayers",
     "RoundToNearest",

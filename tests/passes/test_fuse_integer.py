@@ -1,4 +1,4 @@
-"""QOperator form against the QDQ form it was made from, through ONNX Runtime."""
+"""FuseInteger form against the QDQ form it was made from, through ONNX Runtime."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import onnx
 import pytest
 from awkward import ZOO, Case
 from graphs import Array, apply, context, feeds_of, fused, model, normal, ops, pipeline, run, sqnr
-from onnxq.passes import QOperator
+from onnxq.passes import FuseInteger
 
 import onnxq
 from onnxq import graph as g
@@ -19,7 +19,7 @@ INTEGER = load_target("cpu").integer_operators
 
 
 def both(case: Case) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The QDQ form and the QOperator form of one model."""
+    """The QDQ form and the FuseInteger form of one model."""
     plain = pipeline(case.model, case.feeds).to_proto()
     spelled = pipeline(case.model, case.feeds, PRESET).to_proto()
     onnx.checker.check_model(spelled, full_check=True)
@@ -189,7 +189,7 @@ def test_moves_carry_codes(move: str) -> None:
         ones=np.array([1]), fours=np.array([4]), last=np.array([3]), first=np.array([0]),
         pads=np.array([0, 0, 1, 2, 0, 0, 2, 1]),
     )  # fmt: skip
-    graph, changes, ctx = apply(QOperator(), source_model)
+    graph, changes, ctx = apply(FuseInteger(), source_model)
     assert changes == len(MOVES[move].splitlines())
     assert ops(graph).count("QuantizeLinear") == ops(graph).count("DequantizeLinear") == 1
     assert not ctx.report.warnings
@@ -233,7 +233,7 @@ CONV = "d = DequantizeLinear <axis = 0> (w, sw, zw)\n h = Conv (a, d)"
 def test_softmax_means_what_it_meant_in_its_opset(opset: int, axis: int) -> None:
     case = qdq(f"h = Softmax <axis = {axis}> (a)", np.uint8(9), 1 / 256)
     case.model.opset_import[0].version = opset
-    graph, changes, _ = apply(QOperator(), case.model)
+    graph, changes, _ = apply(FuseInteger(), case.model)
     assert (changes, ops(graph)) == (1, ["QuantizeLinear", "QLinearSoftmax", "DequantizeLinear"])
     for feed in case.feeds:
         difference = run(graph, feed)["y"] - run(case.model, feed, False)["y"]
@@ -247,7 +247,7 @@ def test_softmax_means_what_it_meant_in_its_opset(opset: int, axis: int) -> None
 def test_types_are_those_the_kernels_take(activation: str, weight: type, integer: bool) -> None:
     zero = np.uint8(120) if activation == "u" else np.int8(-7)
     case = qdq(CONV, zero, 0.1, **weights(weight, zero=0 if weight is np.int8 else 128))
-    graph, changes, ctx = apply(QOperator(), case.model)
+    graph, changes, ctx = apply(FuseInteger(), case.model)
     assert (changes, ops(graph).count("QLinearConv")) == (int(integer), int(integer))
     assert [r.reason for r in ctx.report.layers] == (
         [] if integer else
@@ -273,7 +273,7 @@ def test_an_activation_function_goes_only_where_the_codes_do_its_work(name: str)
     bounds = {"no": np.float32(-9), "big": np.float32(99), "one": np.float32(1)}
     bounds = {k: v for k, v in bounds.items() if k in body.split("Clip")[-1] and "Clip" in body}
     case = qdq(body, np.uint8(zero), 0.1, **weights(), **bounds)
-    graph, _, ctx = apply(QOperator(), case.model)
+    graph, _, ctx = apply(FuseInteger(), case.model)
     assert ("QLinearConv" in ops(graph)) is integer
     assert bool(ctx.report.warnings) is not integer
     for feed in case.feeds:
@@ -304,7 +304,7 @@ def test_what_has_no_integer_operator_is_left_with_a_reason(name: str) -> None:
     if zero.dtype == np.uint16:
         source.opset_import[0].version, source.ir_version = 21, 10
     before = ops(source)
-    graph, changes, ctx = apply(QOperator(), source)
+    graph, changes, ctx = apply(FuseInteger(), source)
     assert (changes, sorted(ops(graph))) == (0, sorted(before))
     assert len(ctx.report.warnings) == 1
     assert reason in ctx.report.warnings[0]
@@ -346,12 +346,12 @@ def test_bodies_are_rewritten_each_by_itself_and_read_codes_from_outside() -> No
         zw=np.zeros(4, np.int8), v=rng.integers(-20, 20, (8, 8)).astype("i1"), zv=np.int8(0),
         sp=np.float32(0.02),
     )  # fmt: skip
-    graph, changes, _ = apply(QOperator(), source)
+    graph, changes, _ = apply(FuseInteger(), source)
     assert changes == 3
     found = ops(graph)
     assert (found.count("QLinearMatMul"), found.count("MatMulIntegerToFloat")) == (2, 1)
     assert "MatMul" not in found
-    assert QOperator().apply(graph, context()) == 0
+    assert FuseInteger().apply(graph, context()) == 0
     proto = g.to_proto(graph)
     onnx.checker.check_model(proto, full_check=True)
     assert {d.domain for d in proto.opset_import} == {"", "com.microsoft"}
