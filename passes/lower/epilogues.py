@@ -16,7 +16,8 @@ from onnxq.passes.lower.integer_operators import CONTRIB
 
 from onnxq import graph as g
 from onnxq.graph import Graph, Node
-from onnxq.graph.patterns import Pattern, find
+from onnxq.graph.attention import Pattern
+from onnxq.graph.patterns import find
 from onnxq.target import Target
 
 PRODUCT, GELU = "MatMulIntegerToFloat", "Gelu"

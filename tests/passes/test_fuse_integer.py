@@ -398,3 +398,235 @@ def test_a_layer_kept_in_qdq_form_is_quantized_in_the_report_and_has_its_reason(
     ]
     assert report.share("parameters") == 1
     assert any("kept in QDQ form: 'y': its bias is float" in w for w in report.warnings)
+
+
+# ── what follows products ────────────────────────────────────────────────────────────────────────
+
+
+def matmul(after: str, out: str = "y", **more: Array) -> Case:
+    """A product of codes, and what is made of it in float: `p` → `after`."""
+    text = f"""(float[n,5,8] x) => (float[n,5,6] {out}) {{
+        q = QuantizeLinear (x, sa, za)
+        a = DequantizeLinear (q, sa, za)
+        d = DequantizeLinear <axis = 1> (w, sw, zw)
+        p = MatMul (a, d)
+        {after}
+    }}"""
+    rng = np.random.default_rng(0)
+    made = model(
+        text, sa=np.float32(0.03), za=np.uint8(120), zw=np.zeros(6, np.int8),
+        w=rng.integers(-127, 128, (8, 6)).astype("i1"),
+        sw=rng.uniform(0.001, 0.01, 6).astype("f4"), **more,
+    )  # fmt: skip
+    return Case(made, feeds_of(3, x=(2, 5, 8)))
+
+
+BIAS, COLUMN = normal(6, seed=1), normal(5, 1, seed=2)
+AFTER: dict[str, tuple[Case, list[str]]] = {
+    "bias": (matmul("y = Add (b, p)", b=BIAS), []),
+    "scalars, then a bias": (
+        matmul("s = Div (p, r)\n t = Mul (two, s)\n y = Add (t, b)",
+               r=np.float32(2.8), two=np.float32([2]), b=BIAS), []),
+    "a bias, then a scalar": (
+        matmul("s = Add (p, b)\n y = Div (s, r)", r=np.float32(2.8), b=BIAS), ["Div"]),
+    "two biases": (matmul("s = Add (p, b)\n y = Add (s, b)", b=BIAS), ["Add"]),
+    "a number added": (matmul("y = Add (p, b)", b=np.float32(2)), ["Add"]),
+    "a column added": (matmul("y = Add (p, b)", b=COLUMN), ["Add"]),
+    "a vector as factor": (matmul("y = Mul (p, b)", b=BIAS), ["Mul"]),
+    "a scalar divided": (matmul("y = Div (r, p)", r=np.float32(2.8)), ["Div"]),
+    "division by zero": (matmul("y = Div (p, r)", r=np.float32(0)), ["Div"]),
+    "a product that others read": (
+        matmul("s = Add (p, b)\n y = Sub (s, p)", b=BIAS), ["Add", "Sub"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AFTER)
+def test_scalars_and_biases_after_a_product_go_into_it(name: str) -> None:
+    case, left = AFTER[name]
+    graph, changes, _ = apply(FuseInteger(), case.model)
+    assert sorted(ops(graph)) == sorted(["QuantizeLinear", "MatMulIntegerToFloat", *left])
+    assert changes == 1 + len(ops(case.model)) - len(ops(graph)) - 2  # two DequantizeLinear
+    assert FuseInteger().apply(graph, context()) == 0
+    assert_same(case, case.model, g.to_proto(graph))
+
+
+ERF = "s = Div (p, root)\n e = Erf (s)\n o = Add (e, one)\n"
+GELUS = {
+    "whole": f"{ERF} m = Mul (p, o)\n h = Mul (m, half)",
+    "the half first": f"{ERF} m = Mul (p, half)\n h = Mul (m, o)",
+    "without its half": f"{ERF} h = Mul (p, o)",
+    "smoothed, without its half": f"{ERF} m = Mul (p, o)\n h = Mul (m, smoothing)",
+}
+CODES = "hq = QuantizeLinear (h, sh, zh)\n y = DequantizeLinear (hq, sh, zh)"
+GELU_CONSTANTS: dict[str, Array] = {
+    "root": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5),
+    "smoothing": np.linspace(0.5, 2, 6, dtype=np.float32), "sh": np.float32(0.01),
+    "zh": np.uint8(20),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GELUS)
+def test_gelu_between_codes_is_one_operator_and_gives_the_same_codes(name: str) -> None:
+    used = {k: v for k, v in GELU_CONSTANTS.items() if k in GELUS[name] + CODES}
+    case = matmul(f"{GELUS[name]}\n{CODES}", **used)
+    graph, _, _ = apply(FuseInteger(), case.model)
+    smoothed = ["Mul"] if "smoothing" in GELUS[name] else []
+    expected = ["QuantizeLinear", "MatMulIntegerToFloat", "Gelu", *smoothed, "QuantizeLinear"]
+    assert ops(graph) == [*expected, "DequantizeLinear"]
+    for feed in case.feeds:
+        expected_y = run(case.model, feed, False)["y"]
+        for optimize in (False, True):
+            difference = np.abs(run(graph, feed, optimize)["y"] - expected_y)
+            assert difference.max() <= 0.0101
+            assert np.mean(difference > 1e-6) < 0.02
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        f"{ERF} y = Mul (p, o)",  # a float result: there is no scale to halve
+        f"{ERF} h = Mul (p, o)\n {CODES.replace('y =', 'z =')}\n y = Add (z, e)",  # erf is read too
+    ],
+)
+def test_gelu_stays_in_parts_where_they_are_read(after: str) -> None:
+    used = {k: v for k, v in GELU_CONSTANTS.items() if k in after}
+    case = matmul(after, **used)
+    graph, _, _ = apply(FuseInteger(), case.model)
+    assert "Gelu" not in ops(graph)
+    assert "Erf" in ops(graph)
+    assert_same(case, case.model, g.to_proto(graph))
+
+
+def test_codes_are_moved_and_their_shape_is_read_of_them() -> None:
+    """As heads of attention are joined again: Transpose, then Reshape to what Shape says."""
+    after = """t = Transpose <perm = [1,0,2]> (p)
+        shape = Shape (t)
+        first = Gather (shape, zeroth)
+        r = Unsqueeze (first, axes)
+        target = Concat <axis = 0> (r, rest)
+        h = Reshape (t, target)
+        hq = QuantizeLinear (h, sh, zh)
+        hd = DequantizeLinear (hq, sh, zh)
+        d2 = DequantizeLinear (w2, sh, z2)
+        y = MatMul (hd, d2)"""
+    constants = {k: GELU_CONSTANTS[k] for k in ("sh", "zh")}
+    case = matmul(
+        after, zeroth=np.int64(0), axes=np.array([0]), rest=np.array([-1, 6]), z2=np.int8(0),
+        w2=np.arange(-18, 18, dtype=np.int8).reshape(6, 6), **constants,
+    )  # fmt: skip
+    graph, _, _ = apply(FuseInteger(), case.model)
+    found = ops(graph)
+    assert "QLinearMatMul" in found
+    assert found.count("QuantizeLinear") == 1
+    assert "DequantizeLinear" not in found
+    for feed in case.feeds:
+        assert np.abs(run(graph, feed)["y"] - run(case.model, feed, False)["y"]).max() <= 0.002
+
+
+# ── padded channels ──────────────────────────────────────────────────────────────────────────────
+
+
+def separable(channels: int, depthwise: int = 1) -> Case:
+    """dense → depthwise → … → dense of odd sizes."""
+    lines = [
+        f"d{k + 1} = Conv <group = {channels}, pads = [1,1,1,1]> (d{k}, v{k}, b{k})"
+        for k in range(depthwise)
+    ]
+    text = f"""(float[n,4,9,9] x) => (float[n,8,s,t] y) {{
+        d0 = Conv (x, w, b)
+        {chr(10).join(lines)}
+        y = Conv (d{depthwise}, u)
+    }}"""
+    each = {f"v{k}": normal(channels, 1, 3, 3, seed=k) for k in range(depthwise)}
+    each |= {f"b{k}": normal(channels, seed=k + 9) for k in range(depthwise)}
+    return layer(
+        text, {"x": (2, 4, 9, 9)}, w=normal(channels, 4, 1, 1), b=normal(channels, seed=5),
+        u=normal(8, channels, 3, 3, seed=6), **each,
+    )  # fmt: skip
+
+
+def padded_and_not(case: Case, target: str = "cpu") -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    rules = load_target(target)
+    plain = type(rules)(**{**rules.__dict__, "channel_multiples": {}})
+    protos = [pipeline(case.model, case.feeds, PRESET, t).to_proto() for t in (plain, rules)]
+    onnx.checker.check_model(protos[1], full_check=True)
+    return protos[0], protos[1]
+
+
+def weight_shapes(proto: onnx.ModelProto) -> list[tuple[int, ...]]:
+    dims = {t.name: tuple(t.dims) for t in proto.graph.initializer}
+    return [dims[n.input[3]] for n in proto.graph.node if n.op_type == "QLinearConv"]
+
+
+def assert_same_bits(case: Case, one: onnx.ModelProto, other: onnx.ModelProto) -> None:
+    for feed in case.feeds:
+        for optimize in (False, True):
+            expected, found = run(one, feed, optimize), run(other, feed, optimize)
+            for key, values in expected.items():
+                np.testing.assert_array_equal(found[key], values)
+
+
+@pytest.mark.parametrize(
+    ("channels", "depthwise", "wide"),
+    [(24, 1, 32), (5, 2, 16), (16, 1, 16), (6, 0, 8), (5, 0, 8)],
+)
+def test_channels_between_convolutions_are_padded_and_no_bit_changes(
+    channels: int, depthwise: int, wide: int
+) -> None:
+    case = separable(channels, depthwise)
+    plain, padded = padded_and_not(case, "cpu-vnni")
+    assert weight_shapes(plain)[0] == (channels, 4, 1, 1)
+    expected = [(wide, 4, 1, 1), *[(wide, 1, 3, 3)] * depthwise, (8, wide, 3, 3)]
+    assert weight_shapes(padded) == expected
+    assert_same_bits(case, plain, padded)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 6])
+@pytest.mark.parametrize("target", ["cpu", "cpu-vnni"])
+def test_the_input_of_a_convolution_is_padded_and_pairs_of_weights_stay_bounded(
+    channels: int, target: str
+) -> None:
+    text = f"""(float[n,{channels},9,9] x) => (float[n,12,s,t] y) {{
+        y = Conv <strides = [2,2], pads = [1,1,1,1]> (x, w)
+    }}"""
+    case = layer(text, {"x": (2, channels, 9, 9)}, w=1 + normal(12, channels, 3, 3))
+    plain, padded = padded_and_not(case, target)
+    wide = -(-channels // 4) * 4
+    assert weight_shapes(padded) == [(12, wide, 3, 3)]
+    assert ops(padded).count("Pad") == 1
+    assert_same_bits(case, plain, padded)
+    repeats = any(n.op_type == "Pad" and len(n.attribute) for n in padded.graph.node)
+    assert repeats is (target == "cpu" and channels == 3)
+    if target == "cpu":
+        arrays = {t.name: onnx.numpy_helper.to_array(t) for t in padded.graph.initializer}
+        conv = next(n for n in padded.graph.node if n.op_type == "QLinearConv")
+        rows = np.moveaxis(arrays[conv.input[3]].astype(int), 1, -1).reshape(12, -1)
+        assert np.abs(rows[:, 0::2] + rows[:, 1::2]).max() <= 128
+
+
+def test_a_tensor_that_others_read_is_not_padded() -> None:
+    text = """(float[n,4,5,5] x) => (float[n,8,5,5] y, float[n,8,5,5] z) {
+        c = Conv (x, w)
+        y = Conv (c, u)
+        z = Conv <dilations = [1,1]> (c, v)
+    }"""
+    case = layer(
+        text, {"x": (2, 4, 5, 5)}, w=normal(5, 4, 1, 1), u=normal(8, 5, 1, 1),
+        v=normal(8, 5, 1, 1, seed=1),
+    )  # fmt: skip
+    plain, padded = padded_and_not(case)
+    assert weight_shapes(padded)[0] == (5, 4, 1, 1)
+    assert_same_bits(case, plain, padded)
+
+
+# ── the report ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_who_reads_what_is_dequantized_between_operators_has_its_reason() -> None:
+    case = qdq("h = HardSigmoid (a)")
+    graph, changes, ctx = apply(FuseInteger(), case.model)
+    assert (changes, ops(graph).count("DequantizeLinear")) == (0, 2)
+    assert [(r.op, r.reason) for r in ctx.report.layers] == [
+        ("HardSigmoid",
+         "dequantized before it: no integer kernel: quantizing around it would be slower")
+    ]  # fmt: skip
