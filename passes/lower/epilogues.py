@@ -4,14 +4,15 @@
 
 1. A scalar that divides or multiplies the product goes into s_a, as attention's 1/√d does.
 2. A vector that is added along its last axis becomes c, (N,).
-3. GELU by Erf whose result is quantized becomes one Gelu. Where `normalize` has left its half to
-   the next weights, x(1 + erf(x/√2)) = 2·Gelu(x), and the scale of the codes is halved instead:
-   Q(2y; s) = Q(y; s/2), exact to the bit.
+3. GELU by Erf becomes one Gelu. Where `normalize` has left its half to the next weights,
+   x(1 + erf(x/√2)) = 2·Gelu(x), exact to the bit: the 2 goes into the constant that follows,
+   Q(2y; s) = Q(y; s/2). Where none does, GELU stays: a Mul by 2 takes what the fusion saves.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import onnx_graphsurgeon as gs
 from onnxq.passes.lower.integer_operators import CONTRIB
 
 from onnxq import graph as g
@@ -28,21 +29,21 @@ _WITHOUT_HALF = 4  # nodes of x(1 + erf(x/√2))
 
 def fuse_epilogues(graph: Graph, target: Target) -> int:
     """Fold what follows products, and write GELU as one operator; the number of folds."""
-    namer, changes = g.Namer(graph), 0
+    maker, changes = g.Maker(graph), 0
     for body in g.subgraphs(graph):
         for product in [n for n in body.nodes if n.op == PRODUCT and n.domain == CONTRIB]:
-            while _fold_scalar(body, product, namer):
+            while _fold_scalar(body, product, maker):
                 changes += 1
             changes += _fold_bias(body, product)
     if GELU in target.integer_operators:
-        changes += sum(_fuse_gelu(graph, p, namer) for p in find(graph) if p.kind == "gelu")
+        changes += sum(_fuse_gelu(graph, p, maker) for p in find(graph) if p.kind == "gelu")
     return changes
 
 
 # ── into the product ─────────────────────────────────────────────────────────────────────────────
 
 
-def _fold_scalar(body: Graph, product: Node, namer: g.Namer) -> bool:
+def _fold_scalar(body: Graph, product: Node, maker: g.Maker) -> bool:
     reader, number = _constant_step(body, product, ("Mul", "Div"))
     scale = product.inputs[_SCALE]
     if reader is None or number is None or not g.is_constant(scale):
@@ -55,7 +56,7 @@ def _fold_scalar(body: Graph, product: Node, namer: g.Namer) -> bool:
         new = (old / factor if reader.op == "Div" else old * factor).astype(np.float32)
     if not np.all(np.isfinite(new)) or np.any(np.abs(new) < np.finfo(np.float32).tiny):
         return False
-    product.inputs[_SCALE] = g.constant(namer(f"{product.name}_scale"), new)
+    product.inputs[_SCALE] = g.constant(maker.name(f"{product.name}_scale"), new)
     _absorb(body, product, reader)
     return True
 
@@ -100,25 +101,34 @@ def _absorb(body: Graph, product: Node, reader: Node) -> None:
 # ── GELU ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _fuse_gelu(graph: Graph, gelu: Pattern, namer: g.Namer) -> bool:
+def _fuse_gelu(graph: Graph, gelu: Pattern, maker: g.Maker) -> bool:
     last = gelu.nodes[0] if len(gelu.nodes) == 1 else gelu.output.inputs[0]
     body = next(b for b in g.subgraphs(graph) if g.owns(b, last))
+    numbers = [t for node in gelu.nodes for t in node.inputs if g.is_constant(t)]
     if not any(node.op == "Erf" for node in gelu.nodes) or not _is_closed(body, gelu):
         return False
-    steps = [_quantized_step(reader) for reader in gelu.output.outputs]
-    if g.is_output(body, gelu.output) or not steps or None in steps:
+    if any(number.dtype != np.float32 for number in numbers):
+        return False
+    if len(gelu.nodes) == _WITHOUT_HALF and not _double(body, gelu.output, maker):
         return False
     for node in gelu.nodes:
         if node is not last:
             node.inputs.clear()
             node.outputs.clear()
             body.nodes.remove(node)
-    if len(gelu.nodes) == _WITHOUT_HALF:
-        for reader, slot, factor in filter(None, steps):
-            constant = reader.inputs[slot]
-            doubled = np.asarray(g.values(constant) * np.float32(factor), np.float32)
-            reader.inputs[slot] = g.constant(namer(f"{constant.name}_of_gelu"), doubled)
     last.op, last.domain, last.attrs, last.inputs = GELU, CONTRIB, {}, [gelu.input]
+    return True
+
+
+def _double(body: Graph, tensor: gs.Tensor, maker: g.Maker) -> bool:
+    """Have all readers of y read it as 2y, by constants of theirs; False where one has none."""
+    steps = [_constant_of(reader) for reader in tensor.outputs]
+    if g.is_output(body, tensor) or not steps or None in steps:
+        return False
+    for reader, slot, factor in filter(None, steps):
+        constant = reader.inputs[slot]
+        scaled = np.asarray(g.values(constant) * np.float32(factor), np.float32)
+        reader.inputs[slot] = g.constant(maker.name(f"{constant.name}_of_gelu"), scaled)
     return True
 
 
@@ -131,18 +141,15 @@ def _is_closed(body: Graph, gelu: Pattern) -> bool:
     )
 
 
-def _quantized_step(reader: Node) -> tuple[Node, int, float] | None:
+def _constant_of(reader: Node) -> tuple[Node, int, float] | None:
     """The constant in which a reader of 2y can have the 2: its slot, and what becomes of it.
 
-    A QuantizeLinear halves its scale; a Mul before one, as SmoothQuant writes it, doubles.
+    A QuantizeLinear halves its scale; a Mul by a constant, as SmoothQuant writes it, doubles that.
     """
-    if not g.is_standard(reader):
+    if not g.is_standard(reader) or reader.op not in ("QuantizeLinear", "Mul"):
         return None
-    if reader.op == "QuantizeLinear":
-        slot, factor = 1, 0.5
-    elif reader.op == "Mul" and any(r.op == "QuantizeLinear" for r in reader.outputs[0].outputs):
-        slot, factor = next((k for k, t in enumerate(reader.inputs) if g.is_constant(t)), -1), 2.0
-    else:
+    slots = [1] if reader.op == "QuantizeLinear" else [0, 1]
+    found = [k for k in slots if g.is_constant(reader.inputs[k])]
+    if not found or reader.inputs[found[0]].dtype != np.float32:
         return None
-    is_float = slot >= 0 and g.is_constant(reader.inputs[slot])
-    return (reader, slot, factor) if is_float and reader.inputs[slot].dtype == np.float32 else None
+    return reader, found[0], 0.5 if reader.op == "QuantizeLinear" else 2.0
