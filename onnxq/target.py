@@ -136,8 +136,8 @@ class Target:
     left_float: dict[str, str] = field(default_factory=dict)
     session: dict[str, str] = field(default_factory=dict)
     integer_operators: tuple[str, ...] = ()  # those that `fuse-integer` may write
-    # "dense", "depthwise" → the number of channels that this kernel takes at once
-    channel_multiples: dict[str, int] = field(default_factory=dict)
+    dense_channels: int = 1  # input channels that QLinearConv takes at once
+    depthwise_channels: int = 1  # the same of a depthwise one
     float32: dict[str, str] = field(default_factory=dict)  # operators to keep, and why
     float16_operators: tuple[str, ...] = ()  # the provider's own, wherever they take float32
     machines: tuple[str, ...] = ()  # as `uname -m` names them; none: any
@@ -242,7 +242,8 @@ def _parse(name: str, text: str) -> Target:
             "left_float",
             "session",
             "integer_operators",
-            "channel_multiples",
+            "dense_channels",
+            "depthwise_channels",
             "float32",
             "float16_operators",
             "machines",
@@ -259,11 +260,13 @@ def _parse(name: str, text: str) -> Target:
     )
     # A target's own rules come first; what it does not mention is its base's.
     own["ops"] = {op: tuple(rules) for op, rules in ops.items()}
-    for key in ("ops", "left_float", "float32", "session", "channel_multiples"):
+    for key in ("ops", "left_float", "float32", "session"):
         own[key] = inherited.get(key, {}) | own.get(key, {})
     target: Target = _made(Target, inherited | own, where)
     if not 1 <= target.opset <= onnx.defs.onnx_opset_version():
         raise OnnxqError(f"{where}: there is no opset {target.opset}")
+    if min(target.dense_channels, target.depthwise_channels) < 1:
+        raise OnnxqError(f"{where}: a kernel takes at least 1 of its channels at once")
     return target
 
 

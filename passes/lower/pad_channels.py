@@ -82,8 +82,8 @@ def _chain(body: Graph, first: Node) -> list[Node]:
 
 def _pad_chain(chain: list[Node], target: Target, maker: g.Maker) -> int:
     first, *between, last = chain
-    kernel = "depthwise" if between else "dense"
-    more = -first.inputs[_WEIGHT].shape[0] % target.channel_multiples.get(kernel, 1)
+    at_once = target.depthwise_channels if between else target.dense_channels
+    more = -first.inputs[_WEIGHT].shape[0] % at_once
     if not more or not (between or _pays(last, more)):
         return 0
     wide = _with_zeros(last.inputs[_WEIGHT], 1, more, _zero(last))
@@ -106,7 +106,7 @@ def _pad_chain(chain: list[Node], target: Target, maker: g.Maker) -> int:
 
 def _pad_input(body: Graph, conv: Node, target: Target, opset: int, maker: g.Maker) -> int:
     x, weight = conv.inputs[_X], conv.inputs[_WEIGHT]
-    more = -weight.shape[1] % target.channel_multiples.get("dense", 1)
+    more = -weight.shape[1] % target.dense_channels
     if not more or not _pays(conv, more) or len(weight.shape) != 4 or opset < _PADS_CODES:
         return 0
     bound = _bound(conv, target)

@@ -547,7 +547,7 @@ def separable(channels: int, depthwise: int = 1) -> Case:
 
 def padded_and_not(case: Case, target: str = "cpu") -> tuple[onnx.ModelProto, onnx.ModelProto]:
     rules = load_target(target)
-    plain = type(rules)(**{**rules.__dict__, "channel_multiples": {}})
+    plain = type(rules)(**{**rules.__dict__, "dense_channels": 1, "depthwise_channels": 1})
     protos = [pipeline(case.model, case.feeds, PRESET, t).to_proto() for t in (plain, rules)]
     onnx.checker.check_model(protos[1], full_check=True)
     return protos[0], protos[1]
