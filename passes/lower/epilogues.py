@@ -22,7 +22,7 @@ from onnxq.graph.patterns import find
 from onnxq.target import Target
 
 PRODUCT, GELU = "MatMulIntegerToFloat", "Gelu"
-_A, _B, _SCALE = 0, 1, 2  # inputs of the product; its bias is the seventh
+_B, _SCALE = 1, 2  # inputs of the product; its bias is the seventh
 _INPUTS = 6
 _WITHOUT_HALF = 4  # nodes of x(1 + erf(x/√2))
 

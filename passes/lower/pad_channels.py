@@ -6,8 +6,7 @@ channels are its zero point, so that they add nothing to any sum, and results ar
 
 1. dense → depthwise → … → dense: the first makes more channels, the last multiplies them by zero.
    Each is read by the next alone. So too dense → dense.
-2. A dense convolution of a number of input channels that others make, as of an image: its input is
-   padded.
+2. What no convolution before it makes, as an image: a Pad of its codes.
 
 Where products are added in pairs in 16 bits (`pair_limit`), neighbours along the input channels are
 others after 2. A pair (a, b) that is too large is parted: the new channel repeats the one of b, and
