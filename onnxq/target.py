@@ -135,7 +135,9 @@ class Target:
     ops: dict[str, tuple[OpRule, ...]]
     left_float: dict[str, str] = field(default_factory=dict)
     session: dict[str, str] = field(default_factory=dict)
-    integer_operators: tuple[str, ...] = ()  # those that the QOperator form may use
+    integer_operators: tuple[str, ...] = ()  # those that `fuse-integer` may write
+    dense_channels: int = 1  # input channels that QLinearConv takes at once
+    depthwise_channels: int = 1  # the same of a depthwise one
     float32: dict[str, str] = field(default_factory=dict)  # operators to keep, and why
     float16_operators: tuple[str, ...] = ()  # the provider's own, wherever they take float32
     machines: tuple[str, ...] = ()  # as `uname -m` names them; none: any
@@ -241,6 +243,8 @@ def _parse(name: str, text: str) -> Target:
             "left_float",
             "session",
             "integer_operators",
+            "dense_channels",
+            "depthwise_channels",
             "float32",
             "float16_operators",
             "machines",
@@ -262,6 +266,8 @@ def _parse(name: str, text: str) -> Target:
     target: Target = _made(Target, inherited | own, where)
     if not 1 <= target.opset <= onnx.defs.onnx_opset_version():
         raise OnnxqError(f"{where}: there is no opset {target.opset}")
+    if min(target.dense_channels, target.depthwise_channels) < 1:
+        raise OnnxqError(f"{where}: a kernel takes at least 1 of its channels at once")
     return target
 
 

@@ -4,10 +4,10 @@ from onnxq.passes.lower.add_low_rank import AddLowRank
 from onnxq.passes.lower.dynamic import Dynamic
 from onnxq.passes.lower.expand import Expand
 from onnxq.passes.lower.float16 import Float16
+from onnxq.passes.lower.fuse_integer import FuseInteger
 from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.integer_only import IntegerOnly
 from onnxq.passes.lower.matmul_nbits import MatMulNBits
-from onnxq.passes.lower.qoperator import QOperator
 from onnxq.passes.prepare.awq import AWQ
 from onnxq.passes.prepare.equalize import Equalize
 from onnxq.passes.prepare.fold_batchnorm import FoldBatchNorm
@@ -53,6 +53,7 @@ __all__ = [
     "Float16",
     "FoldBatchNorm",
     "FoldFakeQuant",
+    "FuseInteger",
     "GPTQCodebook",
     "InsertQDQ",
     "IntegerOnly",
@@ -60,7 +61,6 @@ __all__ = [
     "LowRank",
     "MatMulNBits",
     "Normalize",
-    "QOperator",
     "QuantizeBias",
     "ReconstructLayers",
     "RoundToNearest",

@@ -105,6 +105,7 @@ def test_a_target_inherits_what_it_does_not_mention(tmp_path: Path) -> None:
     assert mine.ops["Gemm"] == base.ops["Gemm"]
     assert mine.left_float == base.left_float | {"Softmax": "no"}
     assert mine.opset == base.opset
+    assert mine.depthwise_channels == base.depthwise_channels > mine.dense_channels > 1
 
 
 @pytest.mark.parametrize(
@@ -115,6 +116,7 @@ def test_a_target_inherits_what_it_does_not_mention(tmp_path: Path) -> None:
         ('form = "static"', "", "form"),
         ('source = "a test"', 'source = "a"\ncolour = "red"', "colour"),
         ("[[rule]]", "[[rule", "not valid TOML"),
+        ("opset = 17", "opset = 17\ndense_channels = 0", "at least 1"),
     ],
 )
 def test_a_broken_target_is_an_error_on_one_line(

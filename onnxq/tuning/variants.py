@@ -15,7 +15,7 @@ import numpy as np
 from onnxq import graph as g
 from onnxq.choose import settle
 from onnxq.errors import OnnxqError
-from onnxq.passes import Assign, QOperator
+from onnxq.passes import Assign, FuseInteger
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.spare_slow import SpareSlow
 from onnxq.pipeline import Context, NodePlan, Pass, Pipeline, Plan, Progress
@@ -156,8 +156,8 @@ def variants(
 ) -> Variants:
     """Run a recipe, and keep what its lowering starts from."""
     assign = assign_of(recipe)
-    lowering = tuple(s for s in recipe.passes if s.lowers and not isinstance(s, QOperator))
-    spelling = tuple(s for s in recipe.passes if isinstance(s, QOperator))
+    lowering = tuple(s for s in recipe.passes if s.lowers and not isinstance(s, FuseInteger))
+    spelling = tuple(s for s in recipe.passes if isinstance(s, FuseInteger))
     captured: list[g.Graph] = []
     first = next(k for k, step in enumerate(recipe.passes) if step.lowers)
     steps = [*recipe.passes[:first], _Capture(captured.append), *recipe.passes[first:]]

@@ -3,7 +3,7 @@ import onnx
 import pytest
 from awkward import ZOO
 from graphs import Array, Feeds, context, feeds_of, model, normal, run, samples_of
-from onnxq.passes.lower.qoperator import QOperator
+from onnxq.passes.lower.fuse_integer import FuseInteger
 from onnxq.passes.solve.bias_correct import BiasCorrect, by_depth, takes_bias
 
 from onnxq import graph as g
@@ -82,7 +82,7 @@ def test_the_mean_of_every_layer_comes_back(form: str) -> None:
     """Also where the file will hold QLinear operators, which join no float tensors."""
     made, feeds = chain()
     graph, ctx = solved(made, feeds)
-    ctx.lowering += (QOperator(),) if form == "qoperator" else ()
+    ctx.lowering += (FuseInteger(),) if form == "qoperator" else ()
     expected = g.copy(graph)
     before = shifts(expected, graph, ctx)
     assert BiasCorrect().apply(graph, ctx) == 4

@@ -25,7 +25,7 @@ PRESETS = (
     "int8-static", "int8-dynamic", "int16x8", "int8-static-qoperator", *SCHEMES, *FEW_BITS,
     pytest.param(SOLVERS, id="solvers"),
 )  # fmt: skip
-LOWERING = ("insert-qdq", "dynamic", "qoperator", "matmul-nbits")
+LOWERING = ("insert-qdq", "dynamic", "fuse-integer", "matmul-nbits")
 CHANGE_THE_FUNCTION = ("assign", "bias-correct", "reconstruct-layers", "expand", "add-low-rank")
 LEAST_COSINE = 0.99
 LEAST_COSINE_OF_FEW_BITS = 0.75  # 4 bits keep about 18 dB, and a layer adds to the next

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from awkward import ZOO, Case
 from graphs import feeds_of, fused, model, normal, ops, pipeline, run, sqnr
-from onnxq.passes import FoldFakeQuant, QOperator
+from onnxq.passes import FoldFakeQuant, FuseInteger
 from onnxq.passes.solve.fake_quant import stored
 from onnxq.passes.solve.round_to_nearest import pair_sums
 from trained import LAYERS, around, assert_close, fake, folded, initializers, layer, network
@@ -234,9 +234,10 @@ def test_inspect_plans_a_trained_model_as_it_was_trained(tmp_path: Path) -> None
 
 def test_a_trained_model_in_qoperator_form_has_integer_operators_alone() -> None:
     case = network()
-    steps = [*load_recipe("qat").passes, QOperator()]
+    steps = [*load_recipe("qat").passes, FuseInteger()]
     result = Pipeline(steps).run(g.load(case.model), None, load_target("cpu"))
-    assert ops(result.graph) == ["QuantizeLinear", "QLinearConv", "QLinearConv", "Flatten", "QGemm"]
+    found = [op for op in ops(result.graph) if op != "Pad"]
+    assert found == ["QuantizeLinear", "QLinearConv", "QLinearConv", "Flatten", "QGemm"]
     for feed in case.feeds:
         expected = run(case.model, feed, False)["y"]
         for optimize in (False, True):

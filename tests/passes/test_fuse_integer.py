@@ -1,4 +1,4 @@
-"""QOperator form against the QDQ form it was made from, through ONNX Runtime."""
+"""FuseInteger form against the QDQ form it was made from, through ONNX Runtime."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import onnx
 import pytest
 from awkward import ZOO, Case
 from graphs import Array, apply, context, feeds_of, fused, model, normal, ops, pipeline, run, sqnr
-from onnxq.passes import QOperator
+from onnxq.passes import FuseInteger
 
 import onnxq
 from onnxq import graph as g
@@ -19,7 +19,7 @@ INTEGER = load_target("cpu").integer_operators
 
 
 def both(case: Case) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The QDQ form and the QOperator form of one model."""
+    """The QDQ form and the FuseInteger form of one model."""
     plain = pipeline(case.model, case.feeds).to_proto()
     spelled = pipeline(case.model, case.feeds, PRESET).to_proto()
     onnx.checker.check_model(spelled, full_check=True)
@@ -189,7 +189,7 @@ def test_moves_carry_codes(move: str) -> None:
         ones=np.array([1]), fours=np.array([4]), last=np.array([3]), first=np.array([0]),
         pads=np.array([0, 0, 1, 2, 0, 0, 2, 1]),
     )  # fmt: skip
-    graph, changes, ctx = apply(QOperator(), source_model)
+    graph, changes, ctx = apply(FuseInteger(), source_model)
     assert changes == len(MOVES[move].splitlines())
     assert ops(graph).count("QuantizeLinear") == ops(graph).count("DequantizeLinear") == 1
     assert not ctx.report.warnings
@@ -233,7 +233,7 @@ CONV = "d = DequantizeLinear <axis = 0> (w, sw, zw)\n h = Conv (a, d)"
 def test_softmax_means_what_it_meant_in_its_opset(opset: int, axis: int) -> None:
     case = qdq(f"h = Softmax <axis = {axis}> (a)", np.uint8(9), 1 / 256)
     case.model.opset_import[0].version = opset
-    graph, changes, _ = apply(QOperator(), case.model)
+    graph, changes, _ = apply(FuseInteger(), case.model)
     assert (changes, ops(graph)) == (1, ["QuantizeLinear", "QLinearSoftmax", "DequantizeLinear"])
     for feed in case.feeds:
         difference = run(graph, feed)["y"] - run(case.model, feed, False)["y"]
@@ -247,7 +247,7 @@ def test_softmax_means_what_it_meant_in_its_opset(opset: int, axis: int) -> None
 def test_types_are_those_the_kernels_take(activation: str, weight: type, integer: bool) -> None:
     zero = np.uint8(120) if activation == "u" else np.int8(-7)
     case = qdq(CONV, zero, 0.1, **weights(weight, zero=0 if weight is np.int8 else 128))
-    graph, changes, ctx = apply(QOperator(), case.model)
+    graph, changes, ctx = apply(FuseInteger(), case.model)
     assert (changes, ops(graph).count("QLinearConv")) == (int(integer), int(integer))
     assert [r.reason for r in ctx.report.layers] == (
         [] if integer else
@@ -273,7 +273,7 @@ def test_an_activation_function_goes_only_where_the_codes_do_its_work(name: str)
     bounds = {"no": np.float32(-9), "big": np.float32(99), "one": np.float32(1)}
     bounds = {k: v for k, v in bounds.items() if k in body.split("Clip")[-1] and "Clip" in body}
     case = qdq(body, np.uint8(zero), 0.1, **weights(), **bounds)
-    graph, _, ctx = apply(QOperator(), case.model)
+    graph, _, ctx = apply(FuseInteger(), case.model)
     assert ("QLinearConv" in ops(graph)) is integer
     assert bool(ctx.report.warnings) is not integer
     for feed in case.feeds:
@@ -304,7 +304,7 @@ def test_what_has_no_integer_operator_is_left_with_a_reason(name: str) -> None:
     if zero.dtype == np.uint16:
         source.opset_import[0].version, source.ir_version = 21, 10
     before = ops(source)
-    graph, changes, ctx = apply(QOperator(), source)
+    graph, changes, ctx = apply(FuseInteger(), source)
     assert (changes, sorted(ops(graph))) == (0, sorted(before))
     assert len(ctx.report.warnings) == 1
     assert reason in ctx.report.warnings[0]
@@ -346,12 +346,12 @@ def test_bodies_are_rewritten_each_by_itself_and_read_codes_from_outside() -> No
         zw=np.zeros(4, np.int8), v=rng.integers(-20, 20, (8, 8)).astype("i1"), zv=np.int8(0),
         sp=np.float32(0.02),
     )  # fmt: skip
-    graph, changes, _ = apply(QOperator(), source)
+    graph, changes, _ = apply(FuseInteger(), source)
     assert changes == 3
     found = ops(graph)
     assert (found.count("QLinearMatMul"), found.count("MatMulIntegerToFloat")) == (2, 1)
     assert "MatMul" not in found
-    assert QOperator().apply(graph, context()) == 0
+    assert FuseInteger().apply(graph, context()) == 0
     proto = g.to_proto(graph)
     onnx.checker.check_model(proto, full_check=True)
     assert {d.domain for d in proto.opset_import} == {"", "com.microsoft"}
@@ -398,3 +398,235 @@ def test_a_layer_kept_in_qdq_form_is_quantized_in_the_report_and_has_its_reason(
     ]
     assert report.share("parameters") == 1
     assert any("kept in QDQ form: 'y': its bias is float" in w for w in report.warnings)
+
+
+# ── what follows products ────────────────────────────────────────────────────────────────────────
+
+
+def matmul(after: str, out: str = "y", **more: Array) -> Case:
+    """A product of codes, and what is made of it in float: `p` → `after`."""
+    text = f"""(float[n,5,8] x) => (float[n,5,6] {out}) {{
+        q = QuantizeLinear (x, sa, za)
+        a = DequantizeLinear (q, sa, za)
+        d = DequantizeLinear <axis = 1> (w, sw, zw)
+        p = MatMul (a, d)
+        {after}
+    }}"""
+    rng = np.random.default_rng(0)
+    made = model(
+        text, sa=np.float32(0.03), za=np.uint8(120), zw=np.zeros(6, np.int8),
+        w=rng.integers(-127, 128, (8, 6)).astype("i1"),
+        sw=rng.uniform(0.001, 0.01, 6).astype("f4"), **more,
+    )  # fmt: skip
+    return Case(made, feeds_of(3, x=(2, 5, 8)))
+
+
+BIAS, COLUMN = normal(6, seed=1), normal(5, 1, seed=2)
+AFTER: dict[str, tuple[Case, list[str]]] = {
+    "bias": (matmul("y = Add (b, p)", b=BIAS), []),
+    "scalars, then a bias": (
+        matmul("s = Div (p, r)\n t = Mul (two, s)\n y = Add (t, b)",
+               r=np.float32(2.8), two=np.float32([2]), b=BIAS), []),
+    "a bias, then a scalar": (
+        matmul("s = Add (p, b)\n y = Div (s, r)", r=np.float32(2.8), b=BIAS), ["Div"]),
+    "two biases": (matmul("s = Add (p, b)\n y = Add (s, b)", b=BIAS), ["Add"]),
+    "a number added": (matmul("y = Add (p, b)", b=np.float32(2)), ["Add"]),
+    "a column added": (matmul("y = Add (p, b)", b=COLUMN), ["Add"]),
+    "a vector as factor": (matmul("y = Mul (p, b)", b=BIAS), ["Mul"]),
+    "a scalar divided": (matmul("y = Div (r, p)", r=np.float32(2.8)), ["Div"]),
+    "division by zero": (matmul("y = Div (p, r)", r=np.float32(0)), ["Div"]),
+    "a product that others read": (
+        matmul("s = Add (p, b)\n y = Sub (s, p)", b=BIAS), ["Add", "Sub"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AFTER)
+def test_scalars_and_biases_after_a_product_go_into_it(name: str) -> None:
+    case, left = AFTER[name]
+    graph, changes, _ = apply(FuseInteger(), case.model)
+    assert sorted(ops(graph)) == sorted(["QuantizeLinear", "MatMulIntegerToFloat", *left])
+    assert changes == 1 + len(ops(case.model)) - len(ops(graph)) - 2  # two DequantizeLinear
+    assert FuseInteger().apply(graph, context()) == 0
+    assert_same(case, case.model, g.to_proto(graph))
+
+
+ERF = "s = Div (p, root)\n e = Erf (s)\n o = Add (e, one)\n"
+GELUS = {
+    "whole": f"{ERF} m = Mul (p, o)\n h = Mul (m, half)",
+    "the half first": f"{ERF} m = Mul (p, half)\n h = Mul (m, o)",
+    "without its half": f"{ERF} h = Mul (p, o)",
+    "smoothed, without its half": f"{ERF} m = Mul (p, o)\n h = Mul (m, smoothing)",
+}
+CODES = "hq = QuantizeLinear (h, sh, zh)\n y = DequantizeLinear (hq, sh, zh)"
+GELU_CONSTANTS: dict[str, Array] = {
+    "root": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5),
+    "smoothing": np.linspace(0.5, 2, 6, dtype=np.float32), "sh": np.float32(0.01),
+    "zh": np.uint8(20),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GELUS)
+def test_gelu_between_codes_is_one_operator_and_gives_the_same_codes(name: str) -> None:
+    used = {k: v for k, v in GELU_CONSTANTS.items() if k in GELUS[name] + CODES}
+    case = matmul(f"{GELUS[name]}\n{CODES}", **used)
+    graph, _, _ = apply(FuseInteger(), case.model)
+    smoothed = ["Mul"] if "smoothing" in GELUS[name] else []
+    expected = ["QuantizeLinear", "MatMulIntegerToFloat", "Gelu", *smoothed, "QuantizeLinear"]
+    assert ops(graph) == [*expected, "DequantizeLinear"]
+    for feed in case.feeds:
+        expected_y = run(case.model, feed, False)["y"]
+        for optimize in (False, True):
+            difference = np.abs(run(graph, feed, optimize)["y"] - expected_y)
+            assert difference.max() <= 0.0101
+            assert np.mean(difference > 1e-6) < 0.02
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        f"{ERF} y = Mul (p, o)",  # a float result: there is no scale to halve
+        f"{ERF} h = Mul (p, o)\n y = Add (h, e)",  # what is made on the way is read too
+    ],
+)
+def test_gelu_stays_in_parts_where_they_are_read(after: str) -> None:
+    used = {k: v for k, v in GELU_CONSTANTS.items() if k in ERF}
+    case = matmul(after, **used)
+    graph, _, _ = apply(FuseInteger(), case.model)
+    assert "Gelu" not in ops(graph)
+    assert "Erf" in ops(graph)
+    assert_same(case, case.model, g.to_proto(graph))
+
+
+def test_codes_are_moved_and_their_shape_is_read_of_them() -> None:
+    """As heads of attention are joined again: Transpose, then Reshape to what Shape says."""
+    after = """t = Transpose <perm = [1,0,2]> (p)
+        shape = Shape (t)
+        first = Gather (shape, zeroth)
+        r = Unsqueeze (first, axes)
+        target = Concat <axis = 0> (r, rest)
+        h = Reshape (t, target)
+        hq = QuantizeLinear (h, sh, zh)
+        hd = DequantizeLinear (hq, sh, zh)
+        d2 = DequantizeLinear (w2, sh, z2)
+        y = MatMul (hd, d2)"""
+    constants = {k: GELU_CONSTANTS[k] for k in ("sh", "zh")}
+    case = matmul(
+        after, zeroth=np.int64(0), axes=np.array([0]), rest=np.array([-1, 6]), z2=np.int8(0),
+        w2=np.arange(-18, 18, dtype=np.int8).reshape(6, 6), **constants,
+    )  # fmt: skip
+    graph, _, _ = apply(FuseInteger(), case.model)
+    found = ops(graph)
+    assert "QLinearMatMul" in found
+    assert found.count("QuantizeLinear") == 1
+    assert "DequantizeLinear" not in found
+    for feed in case.feeds:
+        assert np.abs(run(graph, feed)["y"] - run(case.model, feed, False)["y"]).max() <= 0.002
+
+
+# ── padded channels ──────────────────────────────────────────────────────────────────────────────
+
+
+def separable(channels: int, depthwise: int = 1) -> Case:
+    """dense → depthwise → … → dense of odd sizes."""
+    lines = [
+        f"d{k + 1} = Conv <group = {channels}, pads = [1,1,1,1]> (d{k}, v{k}, b{k})"
+        for k in range(depthwise)
+    ]
+    text = f"""(float[n,4,9,9] x) => (float[n,8,s,t] y) {{
+        d0 = Conv (x, w, b)
+        {chr(10).join(lines)}
+        y = Conv (d{depthwise}, u)
+    }}"""
+    each = {f"v{k}": normal(channels, 1, 3, 3, seed=k) for k in range(depthwise)}
+    each |= {f"b{k}": normal(channels, seed=k + 9) for k in range(depthwise)}
+    return layer(
+        text, {"x": (2, 4, 9, 9)}, w=normal(channels, 4, 1, 1), b=normal(channels, seed=5),
+        u=normal(8, channels, 3, 3, seed=6), **each,
+    )  # fmt: skip
+
+
+def padded_and_not(case: Case, target: str = "cpu") -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    rules = load_target(target)
+    plain = type(rules)(**{**rules.__dict__, "dense_channels": 1, "depthwise_channels": 1})
+    protos = [pipeline(case.model, case.feeds, PRESET, t).to_proto() for t in (plain, rules)]
+    onnx.checker.check_model(protos[1], full_check=True)
+    return protos[0], protos[1]
+
+
+def weight_shapes(proto: onnx.ModelProto) -> list[tuple[int, ...]]:
+    dims = {t.name: tuple(t.dims) for t in proto.graph.initializer}
+    return [dims[n.input[3]] for n in proto.graph.node if n.op_type == "QLinearConv"]
+
+
+def assert_same_bits(case: Case, one: onnx.ModelProto, other: onnx.ModelProto) -> None:
+    for feed in case.feeds:
+        for optimize in (False, True):
+            expected, found = run(one, feed, optimize), run(other, feed, optimize)
+            for key, values in expected.items():
+                np.testing.assert_array_equal(found[key], values)
+
+
+@pytest.mark.parametrize(
+    ("channels", "depthwise", "wide"),
+    [(24, 1, 32), (5, 2, 16), (16, 1, 16), (6, 0, 8), (5, 0, 8)],
+)
+def test_channels_between_convolutions_are_padded_and_no_bit_changes(
+    channels: int, depthwise: int, wide: int
+) -> None:
+    case = separable(channels, depthwise)
+    plain, padded = padded_and_not(case, "cpu-vnni")
+    assert weight_shapes(plain)[0] == (channels, 4, 1, 1)
+    expected = [(wide, 4, 1, 1), *[(wide, 1, 3, 3)] * depthwise, (8, wide, 3, 3)]
+    assert weight_shapes(padded) == expected
+    assert_same_bits(case, plain, padded)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 6])
+@pytest.mark.parametrize("target", ["cpu", "cpu-vnni"])
+def test_the_input_of_a_convolution_is_padded_and_pairs_of_weights_stay_bounded(
+    channels: int, target: str
+) -> None:
+    text = f"""(float[n,{channels},9,9] x) => (float[n,12,s,t] y) {{
+        y = Conv <strides = [2,2], pads = [1,1,1,1]> (x, w)
+    }}"""
+    case = layer(text, {"x": (2, channels, 9, 9)}, w=1 + normal(12, channels, 3, 3))
+    plain, padded = padded_and_not(case, target)
+    wide = -(-channels // 4) * 4
+    assert weight_shapes(padded) == [(12, wide, 3, 3)]
+    assert ops(padded).count("Pad") == 1
+    assert_same_bits(case, plain, padded)
+    repeats = any(n.op_type == "Pad" and len(n.attribute) for n in padded.graph.node)
+    assert repeats is (target == "cpu" and channels == 3)
+    if target == "cpu":
+        arrays = {t.name: onnx.numpy_helper.to_array(t) for t in padded.graph.initializer}
+        conv = next(n for n in padded.graph.node if n.op_type == "QLinearConv")
+        rows = np.moveaxis(arrays[conv.input[3]].astype(int), 1, -1).reshape(12, -1)
+        assert np.abs(rows[:, 0::2] + rows[:, 1::2]).max() <= 128
+
+
+def test_a_tensor_that_others_read_is_not_padded() -> None:
+    text = """(float[n,4,5,5] x) => (float[n,8,5,5] y, float[n,8,5,5] z) {
+        c = Conv (x, w)
+        y = Conv (c, u)
+        z = Conv <dilations = [1,1]> (c, v)
+    }"""
+    case = layer(
+        text, {"x": (2, 4, 5, 5)}, w=normal(5, 4, 1, 1), u=normal(8, 5, 1, 1),
+        v=normal(8, 5, 1, 1, seed=1),
+    )  # fmt: skip
+    plain, padded = padded_and_not(case)
+    assert weight_shapes(padded)[0] == (5, 4, 1, 1)
+    assert_same_bits(case, plain, padded)
+
+
+# ── the report ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_who_reads_what_is_dequantized_between_operators_has_its_reason() -> None:
+    case = qdq("h = HardSigmoid (a)")
+    graph, changes, ctx = apply(FuseInteger(), case.model)
+    assert (changes, ops(graph).count("DequantizeLinear")) == (0, 2)
+    assert [(r.op, r.reason) for r in ctx.report.layers] == [
+        ("HardSigmoid",
+         "dequantized before it: no integer kernel: quantizing around it would be slower")
+    ]  # fmt: skip

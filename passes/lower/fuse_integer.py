@@ -1,15 +1,18 @@
-"""QOperator form: DequantizeLinear → operator → QuantizeLinear becomes one integer operator.
+"""The fast integer form: operators between DequantizeLinear and QuantizeLinear become integer ones.
 
 Runs after a pass that wrote QDQ form, and only rewrites what that form says: codes, scales and zero
-points stay those of the solvers. It computes what ONNX Runtime computes once its own optimizer has
-fused the QDQ form, and spells that out in the file, for runtimes that fuse nothing.
+points stay those of the solvers. It spells out in the file what ONNX Runtime makes of the QDQ form
+when it loads it, for runtimes that fuse nothing, and then goes further where that is faster.
 
 1. Conv, Gemm, MatMul, Add, Mul, Concat, pooling and activation functions become QLinear operators.
 2. A Relu or Clip before QuantizeLinear goes where saturation does the same.
 3. What only moves values moves codes. A QuantizeLinear behind a Reshape or Transpose goes before
    it, where it meets the product that makes the values: Q(move(x)) = move(Q(x)). A DequantizeLinear
    before one goes behind it in the same way.
-4. Whatever has no integer operator, or not of this kind, stays as it is, with a reason.
+4. Scalars and biases after a product go into it, GELU becomes one operator (`epilogues`).
+5. Channels are padded to what the kernels take at once (`pad_channels`).
+6. Whatever has no integer operator, or not of this kind, stays as it is, with a reason, and so does
+   each DequantizeLinear that is left between operators.
 
 Bodies of If, Loop and Scan are rewritten each by itself; codes from outside are read as they are.
 """
@@ -21,6 +24,7 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnxq.passes.lower.epilogues import fuse_epilogues
 from onnxq.passes.lower.integer_operators import (
     LOWERINGS,
     MOVERS,
@@ -31,6 +35,7 @@ from onnxq.passes.lower.integer_operators import (
     Real,
     Refusal,
 )
+from onnxq.passes.lower.pad_channels import pad_channels
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
@@ -41,10 +46,10 @@ NAMED = 3  # layers named in a warning
 
 
 @dataclass(frozen=True)
-class QOperator(Pass):
+class FuseInteger(Pass):
     """QLinearConv, QLinearMatMul, QGemm, … for operators between DequantizeLinear and Quantize."""
 
-    name: ClassVar[str] = "qoperator"
+    name: ClassVar[str] = "fuse-integer"
     lowers: ClassVar[bool] = True
 
     def apply(self, graph: Graph, ctx: Context) -> int:
@@ -57,7 +62,10 @@ class QOperator(Pass):
         writer = _Writer(graph, ctx)
         changes = sum(writer.body(body) for body in g.subgraphs(graph))
         g.tidy(graph)
+        changes += fuse_epilogues(graph, ctx.target) + pad_channels(graph, ctx.target)
+        g.tidy(graph)
         _report(ctx, writer.refused)
+        _report_dequantized(graph, ctx)
         return changes
 
 
@@ -152,7 +160,10 @@ class _Writer:
     # ── movers before a QuantizeLinear ───────────────────────────────────────────────────────────
 
     def _quantize_before(self, body: Graph, quantizer: Node) -> bool:
-        """Q(move(x)) → move(Q(x)), where x comes from an operator that could hand on codes."""
+        """Q(move(x)) → move(Q(x)), where x comes from an operator that could hand on codes.
+
+        Codes have the shape of what they stand for: a Shape that reads x reads them instead.
+        """
         if not _is_quantizer(quantizer):
             return False
         real = self._quantized(quantizer)
@@ -161,17 +172,15 @@ class _Writer:
             return False
         if not g.is_standard(mover) or not _all_in([mover], body):
             return False
-        source = mover.inputs[0]
+        source, moved = mover.inputs[0], quantizer.inputs[0]
         maker = g.producer(source)
-        # Either has a sole reader: the node after it, by which we came.
-        if maker is None or not g.sole_consumer(body, source):
-            return False
-        if not g.sole_consumer(body, mover.outputs[0]):
+        measured = [_measurers(body, source, mover), _measurers(body, moved, quantizer)]
+        if maker is None or None in measured:
             return False
         coded = any(self._dequantized(t) for t in maker.inputs)
         if not (maker.op in LOWERINGS and coded) and maker.op not in RESHAPERS:
             return False
-        codes, moved = quantizer.outputs[0], mover.outputs[0]
+        codes = quantizer.outputs[0]
         inner = gs.Variable(self.namer(f"{source.name}_quantized"), dtype=real.dtype)
         quantizer.outputs.clear()
         mover.outputs.clear()
@@ -179,6 +188,9 @@ class _Writer:
         g.replace_input(quantizer, moved, source)
         quantizer.outputs.append(inner)
         mover.outputs.append(codes)
+        for old, new, readers in zip((source, moved), (inner, codes), measured, strict=True):
+            for reader in readers or ():
+                g.replace_input(reader, old, new)
         self._quantize_before(body, quantizer)
         return True
 
@@ -201,6 +213,14 @@ class _Writer:
 
 def _is_quantizer(node: Node) -> bool:
     return node.op == "QuantizeLinear" and g.is_standard(node)
+
+
+def _measurers(body: Graph, tensor: gs.Tensor, reader: Node) -> list[Node] | None:
+    """The Shapes that read a tensor beside one reader; None if others do."""
+    others = [node for node in tensor.outputs if node is not reader]
+    if g.is_output(body, tensor) or any(n.op != "Shape" or not g.is_standard(n) for n in others):
+        return None
+    return others
 
 
 def _all_in(nodes: list[Node], body: Graph) -> bool:
@@ -245,3 +265,14 @@ def _report(ctx: Context, refused: dict[str, list[Node]]) -> None:
         named = ", ".join(repr(node.name) for node in nodes[:NAMED])
         more = f" and {len(nodes) - NAMED} more" if len(nodes) > NAMED else ""
         ctx.report.warn(f"kept in QDQ form: {named}{more}: {reason}")
+
+
+def _report_dequantized(graph: Graph, ctx: Context) -> None:
+    """Who reads what is dequantized between operators, and why it reads no codes."""
+    for node in g.walk(graph):
+        if node.op != "DequantizeLinear" or g.is_constant(node.inputs[0]):
+            continue
+        for reader in node.outputs[0].outputs:
+            plan = ctx.plan.get(reader.name)
+            why = plan.reason if plan and plan.reason else ctx.target.why_float(reader, "static")
+            ctx.report.skip(reader.name, reader.op, f"dequantized before it: {why}")
