@@ -85,6 +85,7 @@ def quantize(
     bits: int | None = None,
     block_size: int | None = None,
     strict: bool = False,
+    fuse: bool = False,
     memory_budget: int = MEMORY_BUDGET,
     resume: bool = False,
     write: bool = True,
@@ -108,7 +109,8 @@ def quantize(
     model. `check=False` leaves the verification out, and the report says so. `latency_check=False`
     quantizes what is slower in integers on this machine too. `bits` and `block_size` change those
     of a preset of weights alone. `strict` refuses a model in which `integer-only` would leave an
-    operator float. `memory_budget` is how many bytes the
+    operator float. `fuse` writes a QDQ recipe's result in the runtime's own integer operators:
+    faster there, and for nothing else. `memory_budget` is how many bytes the
     statistics of layers may take at a time, `resume` takes over the layers that an interrupted run
     of the same model, recipe and samples had solved. `write=False` writes no file.
     `custom_ops` are libraries of operators that the model uses beside the runtime's own.
@@ -123,6 +125,8 @@ def quantize(
         chosen = chosen.in_blocks(bits, block_size)
     if strict:
         chosen = chosen.strict()
+    if fuse:
+        chosen = chosen.fused()
     if not (check and latency_check):  # what is not run is not timed
         chosen = chosen.without(SpareSlow.name)
     device = target if isinstance(target, Target) else load_target(target)

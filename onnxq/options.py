@@ -213,6 +213,15 @@ BlockSize = Annotated[
         "more accurate and take more bytes.",
     ),
 ]
+Fuse = Annotated[
+    bool,
+    typer.Option(
+        "--fuse",
+        rich_help_panel=CHOICE,
+        help="For presets in QDQ form: write the integer operators of ONNX Runtime itself instead, "
+        "which is faster there than what it makes of QDQ.",
+    ),
+]
 Strict = Annotated[
     bool,
     typer.Option(

@@ -10,6 +10,8 @@ from typing import Any
 
 from onnxq import toml
 from onnxq.errors import OnnxqError, suggest
+from onnxq.passes.lower.fuse_integer import FuseInteger
+from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.integer_only import IntegerOnly
 from onnxq.passes.solve.assign import Assign
 from onnxq.pipeline import Pass, Pipeline
@@ -70,6 +72,19 @@ class Recipe:
             )
         steps = (replace(s, strict=True) if isinstance(s, IntegerOnly) else s for s in self.passes)
         return replace(self, passes=tuple(steps))
+
+    def fused(self) -> Recipe:
+        """The same, ending in the fast integer operators of the target's runtime."""
+        if any(isinstance(step, FuseInteger) for step in self.passes):
+            return self
+        if not any(isinstance(step, InsertQDQ) for step in self.passes) or any(
+            isinstance(step, Assign) and step.form == "weights" for step in self.passes
+        ):
+            raise OnnxqError(
+                f"--fuse is for recipes of 8-bit weights and activations in QDQ form, such as "
+                f"int8-static and int8-smooth; {self.name!r} is not one"
+            )
+        return replace(self, passes=(*self.passes, FuseInteger()))
 
     @property
     def text(self) -> str:

@@ -279,7 +279,8 @@ def _show_float(report: Report, console: Console, title: str = "Left float, and 
     ]
     rows.sort(key=lambda row: (-row[0], -int(row[1])))
     rest = total - _parameters(report.layers)
-    if any(layer.parameters for layer in report.layers) and rest > 0.001 * total:
+    listed = report.float_operators != [] and any(layer.parameters for layer in report.layers)
+    if listed and rest > 0.001 * total:
         rows.append((rest, "–", "weights that belong to no node listed here"))
     if not rows:
         return

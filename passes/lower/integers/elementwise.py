@@ -135,7 +135,7 @@ def on_one_grid(group: Group) -> list[gs.Tensor]:
         if not tensor.name or not g.is_float(tensor):
             continue
         if g.is_constant(tensor):
-            made.append(group.constant(grid.quantize(g.values(tensor)), grid.dtype, "codes"))
+            made.append(group.codes_of(g.values(tensor), grid))
             continue
         codes = group.writer.codes(tensor)
         if codes.grid == grid:

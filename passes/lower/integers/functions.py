@@ -19,6 +19,7 @@ from onnxq.ops.dyadic import dyadic
 from onnxq.runtime import Session
 
 _LN2 = math.log(2)
+_ROOT_BITS = 30  # that a radicand of 17 bits is raised by
 _LONGEST = 1 << 15  # a row of 16-bit codes whose squares an int64 holds
 # Codes whose sum is divided: 2²¹ of 2¹⁵ steps times a multiplier of 24 bits, twice, are below 2⁶²,
 # and so is their number with a shift of 40 bits.
@@ -31,14 +32,35 @@ def look_up(group: Group) -> gs.Variable:
     first, last = (0, 255) if x.grid.narrow else (-(2**15), 2**15 - 1)
     codes = np.arange(first, last + 1)
     real = _evaluate(group, x.grid.dequantize(codes).astype(np.float32))
-    table = real
+    table: gs.Tensor
     if g.is_float(group.last.outputs[0]):
-        table = group.grid.quantize(np.nan_to_num(real, nan=0.0, posinf=np.inf, neginf=-np.inf))
-    operands = [
-        x.tensor, group.constant(first, np.int64, "first"),
-        group.constant(table, table.dtype, "table"),
-    ]  # fmt: skip
-    return group.call("LookUp", operands)
+        table = group.codes_of(np.nan_to_num(real, nan=0.0, posinf=np.inf, neginf=-np.inf))
+    else:
+        table = group.constant(real, real.dtype, "table")
+    return group.call("LookUp", [x.tensor, group.constant(first, np.int64, "first"), table])
+
+
+def power(group: Group) -> gs.Variable:
+    """x², the one power that models are full of, is a product; others are tables."""
+    exponent = group.node.inputs[1]
+    if not g.is_constant(exponent) or not np.all(g.values(exponent) == 2):
+        return look_up(group)
+    x = group.codes(0)
+    scaling = group.scaling(x.grid.scale**2 / group.grid.scale, bits=28)
+    twice = [x.tensor, group.zero(x), x.tensor, group.zero(x)]
+    return group.call("IntegerMul", [*twice, *scaling, *group.ends()])
+
+
+def square_root(group: Group) -> gs.Variable:
+    """√x, with half of _ROOT_BITS as fraction bits of the root; of what is below 0, 0."""
+    x = group.codes(0)
+    codes, middle = group.cast(x.tensor, np.int32), group.constant(x.grid.zero, np.int32, "zero")
+    at_least = group.call("Center", [group.emit("Max", [codes, middle]), middle])
+    raised = group.emit("Mul", [at_least, group.constant(2**_ROOT_BITS, np.int64, "power")])
+    root = group.call("IntegerSqrt", [raised])
+    nothing = group.constant(0, np.int64, "zero_int64")
+    unit = math.sqrt(x.grid.scale / 2**_ROOT_BITS)
+    return group.requantize(root, nothing, unit, reach=2**24)
 
 
 def _evaluate(group: Group, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -386,12 +408,13 @@ def average_pool(group: Group) -> gs.Variable:
 
 _TABLES = (
     "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Elu", "Selu", "Celu", "LeakyRelu", "Mish",
-    "Softplus", "Softsign", "Erf", "ThresholdedRelu", "Shrink", "Exp", "Log", "Sqrt", "Reciprocal",
+    "Softplus", "Softsign", "Erf", "ThresholdedRelu", "Shrink", "Exp", "Log", "Reciprocal",
     "Sin", "Cos", "Tan", "Sinh", "Cosh", "Asin", "Acos", "Atan", "Asinh", "Acosh", "Atanh", "Floor",
-    "Ceil", "Round", "Sign", "Pow", "IsNaN", "IsInf",
+    "Ceil", "Round", "Sign", "IsNaN", "IsInf",
 )  # fmt: skip
 LOWERINGS = {
     **dict.fromkeys(_TABLES, look_up),
+    "Pow": power, "Sqrt": square_root,
     "PRelu": p_relu, "Gelu": gelu, "Swish": swish, "Softmax": softmax,
     "LayerNormalization": layer_norm, "RMSNormalization": rms_norm, "ReduceMean": reduce_mean,
     "ReduceSum": reduce_sum, "ReduceL2": reduce_l2, "GlobalAveragePool": global_average_pool,

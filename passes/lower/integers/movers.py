@@ -29,7 +29,7 @@ def _moved(group: Group) -> Codes:
     tensor, grid = group.node.inputs[0], group.grid
     if not g.is_constant(tensor):
         return group.codes(0)
-    return Codes(group.constant(grid.quantize(g.values(tensor)), grid.dtype, "codes"), grid)
+    return Codes(group.codes_of(g.values(tensor), grid), grid)
 
 
 def regridded(group: Group, x: Codes, moved: list[gs.Variable]) -> list[gs.Variable]:
@@ -109,7 +109,7 @@ def gather(group: Group) -> gs.Variable | list[gs.Variable]:
     table = group.writer.ctx.weights.get(tensor.name)
     grid = group.grid
     if table is None or table.scale.ndim > 1:
-        codes = group.constant(grid.quantize(g.values(tensor)), grid.dtype, "codes")
+        codes = group.codes_of(g.values(tensor))
         return group.emit("Gather", [codes, node.inputs[1]], **node.attrs)
     centered = table.codes.astype(np.int64)
     if table.zero.any():

@@ -25,6 +25,7 @@ from onnxq.ops import DOMAIN, MOST_SHIFT
 from onnxq.ops.dyadic import dyadic
 from onnxq.pipeline import Context
 
+MANY = 4096  # numbers that are worth a node to save bytes
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -82,12 +83,20 @@ class Group:
         made.dtype = np.dtype(dtype)
         return made
 
-    def constant(self, values: ArrayLike, dtype: Any, what: str) -> gs.Constant:
+    def constant(self, values: ArrayLike, dtype: Any, what: str) -> gs.Tensor:
+        """An initializer; many numbers are stored in as few bytes as hold them, behind a Cast."""
         held = np.asarray(values).astype(dtype)
         name = f"{what}_{held}" if not held.ndim else f"{self.base}_{what}"
-        return self.writer.maker.shared(name, held)
+        kind = held.dtype if held.size < MANY else narrowest(held)
+        stored = self.writer.maker.shared(name, held.astype(kind))
+        return stored if kind == held.dtype else self.cast(stored, held.dtype)
 
-    def zero(self, codes: Codes) -> gs.Constant:
+    def codes_of(self, real: ArrayLike, grid: Grid | None = None) -> gs.Tensor:
+        """Codes of constants."""
+        grid = grid or self.grid
+        return self.constant(grid.quantize(real), grid.dtype, "codes")
+
+    def zero(self, codes: Codes) -> gs.Tensor:
         return self.constant(codes.grid.zero, codes.grid.dtype, f"zero_{codes.grid.dtype}")
 
     def ends(self, grid: Grid | None = None) -> list[gs.Tensor]:
@@ -283,6 +292,16 @@ class Writer:
             if kind is not None and kind != np.float32:
                 real = self.maker.emit(self.body, "Cast", [real], name, to=_code(kind))
             real.inputs[0].outputs[0] = tensor
+
+
+def narrowest(values: NDArray[Any]) -> np.dtype[Any]:
+    """The smallest type of 8, 16 or 32 bits that holds integers, or the one that they have."""
+    ends = int(values.min()), int(values.max())
+    for kind in (np.uint8, np.int8, np.int16, np.int32):
+        limits = np.iinfo(kind)
+        if limits.min <= ends[0] and ends[1] <= limits.max:
+            return np.dtype(kind)
+    return values.dtype
 
 
 def _rename(result: gs.Variable, tensor: gs.Variable) -> None:
