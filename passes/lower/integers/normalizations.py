@@ -17,7 +17,7 @@ from onnxq.ops import UNIT_BITS
 
 
 def layer_norm(group: Group) -> gs.Variable:
-    """γ (x − E x) / √(Var x + ε) + β over the last axis or axes; the scale of x cancels but for ε."""
+    """γ (x − E x) / √(Var x + ε) + β over the last axes; the scale of x cancels but for ε."""
     x, (gain, bias, epsilon) = group.codes(0), _normalization(group)
     length, grid = _row(group), group.grid
     rows, gain, bias = _rows(group, x.tensor, gain, bias)
@@ -172,7 +172,7 @@ def _row(group: Group) -> int:
     """How many numbers are normalized together. Raises Refusal where it is unknown or too much."""
     shape, axes = group.shape(group.unit.inputs[0]), _last(group)
     gain = group.unit.pattern.gain if group.unit.pattern else None
-    sizes = list(shape[-len(axes) :]) if shape else [None]
+    sizes: list[int | str | None] = list(shape[-len(axes) :]) if shape else [None]
     if len(axes) == 1 and not isinstance(sizes[0], int) and gain is not None and len(gain.shape):
         sizes = [int(gain.shape[-1])]
     known = [size for size in sizes if isinstance(size, int)]
