@@ -51,6 +51,7 @@ NOT_IN_REFERENCE = {
     "loop_body", "lstm", "lstm_bidirectional", "lstm_with_states", "lstm_in_if", "gru",
     "gru_bidirectional", "rnn", "no_shapes", "optionals",
 }  # fmt: skip
+NO_RECURRENCE = {"integer-only": "its state passes through float"}
 NO_DYNAMIC = {"int8-dynamic": "ConvInteger runs ten times slower than float"}
 
 
@@ -784,7 +785,7 @@ def _recurrent(op: str, gates: int, directions: int = 1, extra: str = "") -> Cas
         "b": normal(directions, 2 * gates * hidden, seed=2, scale=0.2),
     }
     feeds = [{"x": normal(3 + k % 3, 2, width, seed=k)} for k in range(6)]
-    return Case(model(text, **weights), feeds)
+    return Case(model(text, **weights), feeds, NO_RECURRENCE)
 
 
 @awkward
@@ -834,7 +835,7 @@ def lstm_with_states() -> Case:
         }
         for k in range(6)
     ]  # fmt: skip
-    return Case(model(text, **weights), feeds)
+    return Case(model(text, **weights), feeds, NO_RECURRENCE)
 
 
 @awkward

@@ -56,7 +56,8 @@ def test_targets_without_vnni_bound_the_pairs_of_every_kernel_that_adds_in_16_bi
 ) -> None:
     for op in ("Conv", "Gemm", "MatMul"):
         for rule in load_target(name).ops[op]:
-            exact = rule.form == "weights" or rule.depthwise
+            # Integers alone are multiplied as uint8 by uint8, which is exact.
+            exact = rule.form in ("weights", "integer") or rule.depthwise
             if rule.weight is not None and not exact and rule.takes(STANDARD):
                 assert rule.pair_limit == 128, (op, rule.form)
                 assert rule.activation == QType.parse("u8a")

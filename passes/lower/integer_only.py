@@ -22,7 +22,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from onnxq.passes.lower.insert_qdq import InsertQDQ
-from onnxq.passes.lower.integers import elementwise, functions, movers, products, transposed
+from onnxq.passes.lower.integers import (
+    elementwise,
+    functions,
+    movers,
+    normalizations,
+    products,
+    transposed,
+)
 from onnxq.passes.lower.integers.borders import give_codes
 from onnxq.passes.lower.integers.writer import Lower, Writer
 
@@ -41,6 +48,7 @@ LOWERINGS: dict[str, Lower] = {
     **elementwise.LOWERINGS,
     **movers.LOWERINGS,
     **functions.LOWERINGS,
+    **normalizations.LOWERINGS,
 }
 
 

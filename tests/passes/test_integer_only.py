@@ -219,6 +219,14 @@ CLOSE = {
     # ⌊n + 1/2⌋ of n = (x − μ) / σ in Q15 errs by half of 2⁻¹⁵ and the root by as much of n.
     "layer norm": ("y = LayerNormalization (x, g, b)", NORM, 5e-4),
     "layer norm, spelled out": (SPELLED_NORM, SPELLED, 5e-4),
+    "layer norm over two axes": (
+        "y = LayerNormalization <axis = 1> (x, g, b)",
+        {"g": normal(5, 8), "b": normal(5, 8, seed=1)}, 5e-4,
+    ),
+    "layer norm over two axes, spelled out": (
+        SPELLED_NORM,
+        SPELLED | {"last": np.array([1, 2]), "g": normal(5, 8)}, 5e-4,
+    ),
     "rms norm": ("y = RMSNormalization (x, g)", {"g": NORM["g"]}, 5e-4),
     "rms norm, spelled out": (
         SPELLED_RMS, {k: v for k, v in SPELLED.items() if k != "b"}, 5e-4,

@@ -1,5 +1,5 @@
-"""Functions of codes: tables of what a function gives for each code, I-BERT's polynomials, sums
-over axes, and normalizations by an integer square root.
+"""Functions of codes: tables of what a function gives for each code, I-BERT's polynomials, and sums
+over axes.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import math
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnxq.passes.lower.integers.elementwise import straight_line
-from onnxq.passes.lower.integers.grid import Codes, Refusal, factor
+from onnxq.passes.lower.integers.grid import Refusal, factor
 from onnxq.passes.lower.integers.writer import Group
 
 from onnxq import graph as g
@@ -20,7 +19,7 @@ from onnxq.runtime import Session
 
 _LN2 = math.log(2)
 _ROOT_BITS = 30  # that a radicand of 17 bits is raised by
-_LONGEST = 1 << 15  # a row of 16-bit codes whose squares an int64 holds
+LONGEST = 1 << 15  # a row of 16-bit codes whose squares an int64 holds
 # Codes whose sum is divided: 2²¹ of 2¹⁵ steps times a multiplier of 24 bits, twice, are below 2⁶²,
 # and so is their number with a shift of 40 bits.
 _MOST_AVERAGED = 1 << 21
@@ -154,144 +153,6 @@ def softmax(group: Group) -> gs.Variable:
     return group.call("IntegerSoftmax", [*operands, *group.ends()], axis=axis)
 
 
-# ── normalizations ───────────────────────────────────────────────────────────────────────────────
-
-
-def layer_norm(group: Group) -> gs.Variable:
-    """γ (x − E x) / √(Var x + ε) + β over the last axis; the scale of x cancels but for ε."""
-    x, (gain, bias, epsilon) = group.codes(0), _normalization(group)
-    length, grid = _row(group), group.grid
-    multiplier, offset, shift = straight_line(
-        gain / 2**UNIT_BITS / grid.scale, bias / grid.scale, 2**UNIT_BITS * math.sqrt(length), grid
-    )
-    operands = [
-        x.tensor,
-        group.constant(_under_root(epsilon, length, x), np.int64, "epsilon"),
-        group.constant(multiplier, np.int64, "multiplier"),
-        group.constant(offset, np.int64, "offset"),
-        group.constant(shift, np.uint64, "shift"),
-    ]
-    return group.call("IntegerLayerNormalization", [*operands, *group.ends()])
-
-
-def instance_norm(group: Group) -> gs.Variable:
-    """The normalization of each channel by itself: of rows, once its places are one axis."""
-    node, shape = group.node, group.shape(group.node.inputs[0])
-    if shape is None or not all(isinstance(size, int) for size in shape[2:]):
-        raise Refusal("the size of what it normalizes is not known")
-    if not all(map(g.is_constant, node.inputs[1:])):
-        raise Refusal("its gain or bias is computed, not constant")
-    x, length, grid = group.codes(0), math.prod(int(size) for size in shape[2:] if size), group.grid
-    if length > _LONGEST:
-        raise Refusal(f"it normalizes rows longer than {_LONGEST}")
-    gain, bias = (np.asarray(g.values(t), np.float64).reshape(-1, 1) for t in node.inputs[1:])
-    multiplier, offset, shift = straight_line(
-        gain / 2**UNIT_BITS / grid.scale, bias / grid.scale, 2**UNIT_BITS * math.sqrt(length), grid
-    )
-    rows = group.constant(np.array([0, 0, -1]), np.int64, "rows")
-    operands = [
-        group.emit("Reshape", [x.tensor, rows]),
-        group.constant(
-            _under_root(float(node.attrs.get("epsilon", 1e-5)), length, x), np.int64, "epsilon"
-        ),
-        group.constant(multiplier, np.int64, "multiplier"),
-        group.constant(offset, np.int64, "offset"),
-        group.constant(shift, np.uint64, "shift"),
-    ]
-    normal = group.call("IntegerLayerNormalization", [*operands, *group.ends()])
-    return group.emit("Reshape", [normal, group.emit("Shape", [x.tensor])])
-
-
-def rms_norm(group: Group) -> gs.Variable:
-    x, (gain, _, epsilon) = group.codes(0), _normalization(group)
-    held = group.constant(_under_root(epsilon, _row(group), x), np.int64, "epsilon")
-    scaling = group.scaling(gain / 2**UNIT_BITS / group.grid.scale)
-    operands = [x.tensor, group.zero(x), held, *scaling]
-    return group.call("IntegerRMSNormalization", [*operands, *group.ends()])
-
-
-def _under_root(epsilon: float, length: int, x: Codes) -> int:
-    """ε in units of s_x² / N², at least 1, which keeps a row of equal values from dividing by 0."""
-    steps = epsilon * length**2 / x.grid.scale**2
-    if steps >= 2.0**60:
-        raise Refusal("what it normalizes is so small that nothing but its epsilon is left")
-    return max(1, round(steps))
-
-
-def _normalization(group: Group) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """γ, β and ε of a normalization over the last axis."""
-    node, pattern = group.node, group.unit.pattern
-    if pattern is None or len(pattern.nodes) == 1:
-        if node.attrs.get("axis", -1) != -1 and not _is_last(group, int(node.attrs["axis"])):
-            raise Refusal("it normalizes more than the last axis")
-        if any(t.name for t in node.outputs[1:]):
-            raise Refusal("it also gives its mean or its deviation")
-        epsilon = float(node.attrs.get("epsilon", 1e-5))
-    else:
-        for part in pattern.nodes:
-            if part.op == "ReduceMean" and not _is_last(group, *_axes(part)):
-                raise Refusal("it normalizes more than the last axis")
-        epsilon = _epsilon(pattern.nodes)
-    operands = {
-        "gain": node.inputs[1] if len(node.inputs) > 1 else None,
-        "bias": node.inputs[2] if len(node.inputs) > 2 else None,
-    }
-    if pattern is not None:
-        operands = {"gain": pattern.gain, "bias": pattern.bias}
-        if len(pattern.nodes) == 1 and any(
-            operands[key] is None and len(node.inputs) > slot and node.inputs[slot].name
-            for key, slot in (("gain", 1), ("bias", 2))
-        ):
-            raise Refusal("its gain or bias is computed, not constant")
-    gain, bias = (
-        np.full(1, default) if tensor is None or not tensor.name
-        else np.asarray(g.values(tensor), np.float64)
-        for tensor, default in ((operands["gain"], 1.0), (operands["bias"], 0.0))
-    )  # fmt: skip
-    return gain, bias, epsilon
-
-
-def _epsilon(nodes: tuple[g.Node, ...]) -> float:
-    """The constant under the root of a normalization that is spelled out."""
-    for node in nodes:
-        root = [n for t in node.outputs for n in t.outputs if n.op in ("Sqrt", "Pow")]
-        fixed = [t for t in node.inputs if g.is_constant(t)]
-        if node.op == "Add" and root and fixed:
-            return float(g.values(fixed[0]).reshape(-1)[0])
-    return 0.0
-
-
-def _is_last(group: Group, *axes: int) -> bool:
-    shape = group.shape(group.unit.inputs[0])
-    if shape is None:
-        return axes == (-1,)
-    return [axis % len(shape) for axis in axes] == [len(shape) - 1]
-
-
-def _axes(node: g.Node) -> tuple[int, ...]:
-    """The axes of a reduction: an attribute or, later, an input."""
-    if "axes" in node.attrs:
-        return tuple(node.attrs["axes"])
-    if len(node.inputs) > 1 and g.is_constant(node.inputs[1]):
-        return tuple(int(a) for a in g.values(node.inputs[1]))
-    return ()
-
-
-def _row(group: Group) -> int:
-    """The length of what is normalized. Raises Refusal where it is unknown or too long."""
-    tensor = group.unit.inputs[0]
-    shape = group.shape(tensor)
-    gain = group.unit.pattern.gain if group.unit.pattern else None
-    length = shape[-1] if shape and isinstance(shape[-1], int) else None
-    if length is None and gain is not None and len(gain.shape):
-        length = int(gain.shape[-1])
-    if length is None:
-        raise Refusal("the length of the axis that it normalizes is not known")
-    if length > _LONGEST:
-        raise Refusal(f"it normalizes rows longer than {_LONGEST}")
-    return length
-
-
 # ── sums over axes ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -320,7 +181,7 @@ def reduce_l2(group: Group) -> gs.Variable:
     x = group.codes(0)
     scaling = group.scaling(x.grid.scale / group.grid.scale / 2**L2_BITS, bits=28)
     keep, axes = group.node.attrs.get("keepdims", 1), _axes_operand(group)
-    if _count(group, axes, _LONGEST) is None:
+    if _count(group, axes, LONGEST) is None:
         raise Refusal("how many squares it adds up is not known")
     operands = [x.tensor, group.zero(x), axes, *scaling]
     return group.call("IntegerL2Norm", [*operands, *group.ends()], keepdims=keep)
@@ -416,7 +277,7 @@ LOWERINGS = {
     **dict.fromkeys(_TABLES, look_up),
     "Pow": power, "Sqrt": square_root,
     "PRelu": p_relu, "Gelu": gelu, "Swish": swish, "Softmax": softmax,
-    "LayerNormalization": layer_norm, "RMSNormalization": rms_norm, "ReduceMean": reduce_mean,
+    "ReduceMean": reduce_mean,
     "ReduceSum": reduce_sum, "ReduceL2": reduce_l2, "GlobalAveragePool": global_average_pool,
-    "AveragePool": average_pool, "InstanceNormalization": instance_norm,
+    "AveragePool": average_pool,
 }  # fmt: skip
