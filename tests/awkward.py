@@ -1142,8 +1142,8 @@ def scalars() -> Case:
 @awkward
 def deep_chain() -> Case:
     """More nodes in a row than Python recurses."""
-    steps = "".join(f"m{k} = Neg (t{k}) t{k + 1} = Abs (m{k}) " for k in range(1, 700))
-    text = f"(float[n,4] x) => (float[n,4] y) {{ t1 = MatMul (x, w) {steps} y = MatMul (t700, w) }}"
+    steps = "".join(f"m{k} = Neg (t{k}) t{k + 1} = Abs (m{k}) " for k in range(1, 520))
+    text = f"(float[n,4] x) => (float[n,4] y) {{ t1 = MatMul (x, w) {steps} y = MatMul (t520, w) }}"
     return Case(model(text, w=normal(4, 4)), feeds_of(n=4, x=(2, 4)))
 
 

@@ -41,7 +41,7 @@ def test_every_node_of_a_random_graph_may_have_a_format_of_its_own(case: Case, s
 
 
 @settings(
-    max_examples=EXAMPLES // 8,
+    max_examples=EXAMPLES // 16,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
