@@ -25,6 +25,7 @@ from typer.testing import CliRunner, Result
 from onnxq import show
 from onnxq.cli import app
 from onnxq.report import (
+    FloatOperatorRecord,
     GroupRecord,
     Latency,
     LayerRecord,
@@ -633,6 +634,27 @@ def test_names_are_whole_where_there_is_room() -> None:
     text = rendered(long_report(), 200)
     assert "/encoder/layer.3/attention/output/dense/with/a/name/that/goes/on/MatMul_[3]" in text
     assert "  4.00× smaller, 2.00× faster, cosine 0.9000, top-1 agrees 90.0 %" in text
+
+
+def test_what_stays_float_in_an_integer_model_is_listed() -> None:
+    left = [
+        FloatOperatorRecord(f"/decoder/rnn/{k}", "GRU", "its state is float") for k in range(12)
+    ]
+    report = replace(long_report(), float_operators=left)
+    lines = rendered(report, 80).splitlines()
+    assert "Float operators between inputs and outputs  12" in lines
+    assert any(line.split()[:2] == ["/decoder/rnn/0", "GRU"] for line in lines)
+    assert any("and 2 more operators" in line for line in lines)
+    assert Report.from_json(report.to_json()) == report
+
+
+def test_an_integer_model_says_what_gave_the_same_bits() -> None:
+    report = replace(long_report(), float_operators=[], exact_with=["one way", "another"])
+    text = rendered(report, 80)
+    assert "no floating-point operator between inputs and outputs" in text
+    assert "the same bits with one way, another" in text
+    assert "100 % of parameters" in text
+    assert Report.from_json(report.to_json()) == report
 
 
 def test_an_empty_report_is_still_a_report() -> None:

@@ -118,6 +118,20 @@ def test_a_broken_recipe_is_refused(tmp_path: Path, text: str, message: str) -> 
         load_recipe(str(path))
 
 
+@pytest.mark.parametrize("preset", ["int8-static", "int8-smooth", "w4a8"])
+def test_a_fused_recipe_ends_in_the_runtimes_operators_once(preset: str) -> None:
+    fused = load_recipe(preset).fused()
+    assert [step.name for step in fused.passes][-2:] == ["insert-qdq", "fuse-integer"]
+    assert fused.fused() == fused
+    assert parse_recipe("again", fused.text).passes == fused.passes
+
+
+@pytest.mark.parametrize("preset", ["int4", "int4-qdq", "int8-dynamic", "integer-only"])
+def test_what_is_in_no_qdq_form_of_activations_is_not_fused(preset: str) -> None:
+    with pytest.raises(OnnxqError, match=f"--fuse is for .*{preset!r} is not one"):
+        load_recipe(preset).fused()
+
+
 def test_names_that_are_not_there() -> None:
     with pytest.raises(OnnxqError, match="no preset 'int8-statik'; nearest: int8-static"):
         load_recipe("int8-statik")

@@ -237,6 +237,10 @@ CLOSE = {
         "d = Div (x, two) e = Erf (d) a = Add (e, one) m = Mul (x, a) y = Mul (m, half)",
         HALVES, 0.0182,
     ),
+    "gelu by sigmoid": (  # the sigmoid as below, of 1.702 x
+        "h = Mul (x, c) s = Sigmoid (h) y = Mul (x, s)", {"c": np.float32(1.702)},
+        0.25 * 0.002 * 4.5 + 1e-3,
+    ),
     # x σ(x) with exp off by 0.002: the sigmoid by a quarter of it, x being below 4.5 here.
     "silu": ("s = Sigmoid (x) y = Mul (x, s)", {}, 0.25 * 0.002 * 4.5 + 1e-3),
     # Numerator and sum are off by 0.2% at most each.
@@ -247,6 +251,8 @@ CLOSE = {
             {"one": np.float32(1), "ten": np.float32(10)}, 1e-3),
     "one over": ("c = Clip (x, half, ten) y = Div (one, c)",
                  HALVES | {"ten": np.float32(10)}, 1e-3),
+    # The square of a code, rounded once; its root of 15 fraction bits.
+    "root of a square": ("p = Pow (x, two) y = Sqrt (p)", {"two": np.float32(2)}, 2e-2),
     # A root rounded down in Q8 of a sum of 40 squares.
     "l2 norm": ("y = ReduceL2 <keepdims = 0> (x, a)", {"a": np.array([1, 2])}, 1e-2),
 }  # fmt: skip

@@ -16,7 +16,7 @@ from onnxq.passes.lower.integers.grid import (
     factor,
     terms,
 )
-from onnxq.passes.lower.integers.writer import Group
+from onnxq.passes.lower.integers.group import Group
 
 from onnxq import graph as g
 from onnxq.ops.dyadic import dyadic

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnxq.passes.lower.integers.grid import Refusal, factor
-from onnxq.passes.lower.integers.writer import Group
+from onnxq.passes.lower.integers.group import Group
 
 from onnxq import graph as g
 from onnxq.ops import EXP_FRACTION, L2_BITS, UNIT_BITS
@@ -94,10 +94,8 @@ def p_relu(group: Group) -> gs.Variable:
     steep = np.asarray(g.values(slope), np.float64)
     above = group.requantize(x.tensor, zero, x.grid.scale)
     below = group.requantize(x.tensor, zero, x.grid.scale * steep)
-    code, middle = (
-        group.cast(x.tensor, np.int32),
-        group.constant(x.grid.zero, np.int32, "zero_int32"),
-    )
+    code = group.cast(x.tensor, np.int32)
+    middle = group.constant(x.grid.zero, np.int32, "zero_int32")
     return group.emit("Where", [group.emit("Less", [code, middle]), below, above])
 
 
@@ -106,6 +104,8 @@ def p_relu(group: Group) -> gs.Variable:
 
 def gelu(group: Group) -> gs.Variable:
     """x Φ(x). Spelled out, the last half may be in the weights of the next layer."""
+    if group.node.op == "QuickGelu":
+        return _silu(group, float(group.node.attrs.get("alpha", 1.702)))
     x, times = group.codes(0), 1.0
     if group.unit.pattern is not None and len(group.unit.nodes) > 1:
         at_one, at_two = _values_of_pattern(group, [1.0, 2.0])
@@ -244,10 +244,8 @@ def average_pool(group: Group) -> gs.Variable:
     sums = group.emit(
         "ConvInteger", [x.tensor, ones, group.zero(x), no_zero], group=channels, **attrs
     )
-    padded = any(attrs.get("pads", ())) or attrs.get("auto_pad", "NOTSET") not in (
-        "NOTSET",
-        "VALID",
-    )
+    automatic = attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    padded = automatic or any(attrs.get("pads", ()))
     if padded and not node.attrs.get("count_include_pad", 0):
         # How many values each window holds: the same sum of ones, padded with zeros.
         sizes = group.emit("Shape", [x.tensor])

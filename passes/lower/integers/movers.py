@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 from onnxq.passes.lower.integers.elementwise import on_one_grid
 from onnxq.passes.lower.integers.functions import look_up
 from onnxq.passes.lower.integers.grid import Codes, Refusal
-from onnxq.passes.lower.integers.writer import Group
+from onnxq.passes.lower.integers.group import Group
 
 from onnxq import graph as g
 

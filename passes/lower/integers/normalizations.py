@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnxq.passes.lower.integers.elementwise import straight_line
 from onnxq.passes.lower.integers.functions import LONGEST
 from onnxq.passes.lower.integers.grid import Codes, Refusal
-from onnxq.passes.lower.integers.writer import Group
+from onnxq.passes.lower.integers.group import Group
 
 from onnxq import graph as g
 from onnxq.ops import UNIT_BITS

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnxq.passes.lower.integers.grid import Codes, Grid, Refusal, bits_above, terms
-from onnxq.passes.lower.integers.writer import Group
+from onnxq.passes.lower.integers.group import Group
 from onnxq.passes.solve.quantize_bias import bias_key
 
 from onnxq import graph as g

@@ -12,8 +12,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnxq.passes.lower.integers.grid import Codes, Refusal
+from onnxq.passes.lower.integers.group import Group
 from onnxq.passes.lower.integers.products import Weight, finish, quantized_weight
-from onnxq.passes.lower.integers.writer import Group
 
 from onnxq import graph as g
 
