@@ -14,7 +14,7 @@ from random_graphs import (
 )
 
 PRESETS = ("int8-static", "int8-dynamic", "int16x8", "int8-static-qoperator", *SCHEMES, "w4a8")
-EXAMPLES = 500
+EXAMPLES = 300
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -41,7 +41,7 @@ def test_every_node_of_a_random_graph_may_have_a_format_of_its_own(case: Case, s
 
 
 @settings(
-    max_examples=EXAMPLES // 16,
+    max_examples=EXAMPLES // 8,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

@@ -22,12 +22,15 @@ from onnxq.recipe import load_recipe
 from onnxq.runtime import Session
 
 SOLVERS = str(Path(__file__).parent / "solvers.toml")
-FEW_BITS = ("w4a8", "int4-rtn", "int4-qdq", "nf4", "int3", "int2")
 INTEGER = "integer-only"
-PRESETS = (
-    "int8-static", "int8-dynamic", "int16x8", "int8-static-qoperator", *SCHEMES, *FEW_BITS,
-    INTEGER, pytest.param(SOLVERS, id="solvers"),
-)  # fmt: skip
+ALWAYS = ("int8-static", "int8-dynamic", "int16x8", "int8-static-qoperator", "w4a8", INTEGER)
+IN_TURN = (SCHEMES, ("int4-rtn", "int4-qdq"), ("nf4", "int3", "int2"))  # one of each on a graph
+FEW_BITS = ("w4a8", *IN_TURN[1], *IN_TURN[2])
+CASES = [
+    pytest.param(name, preset, id=f"{name}-{Path(preset).stem}")
+    for turn, name in enumerate(ZOO)
+    for preset in (*ALWAYS, SOLVERS, *(some[turn % len(some)] for some in IN_TURN))
+]
 LOWERING = ("insert-qdq", "dynamic", "fuse-integer", "matmul-nbits", INTEGER)
 CHANGE_THE_FUNCTION = ("assign", "bias-correct", "reconstruct-layers", "expand", "add-low-rank")
 LEAST_COSINE = 0.99
@@ -108,8 +111,7 @@ def check_nothing_is_left_out_silently(graph: g.Graph, ctx: Context) -> None:
             assert plan.quantized or plan.reason, node.name
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(("name", "preset"), CASES)
 def test_each_pass_leaves_a_graph_that_runs_and_a_second_apply_changes_nothing(
     name: str, preset: str
 ) -> None:
