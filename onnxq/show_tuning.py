@@ -84,7 +84,7 @@ def _bar(share: float) -> str:
 def show_tuning(found: Tuning, console: Console) -> None:
     """What was taken and why, and all that was measured."""
     chosen = found.chosen
-    console.print(f"wrote {found.output}")
+    console.print(f"wrote {found.output}", soft_wrap=True)
     console.print(
         f"{chosen.name}: {chosen.ratio or 0:.2f} × the latency and "
         f"{chosen.bytes / found.float_bytes:.2f} × the size of float, a drop of "

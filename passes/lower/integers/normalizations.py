@@ -19,19 +19,9 @@ from onnxq.ops import UNIT_BITS
 def layer_norm(group: Group) -> gs.Variable:
     """γ (x − E x) / √(Var x + ε) + β over the last axes; the scale of x cancels but for ε."""
     x, (gain, bias, epsilon) = group.codes(0), _normalization(group)
-    length, grid = _row(group), group.grid
+    length = _row(group)
     rows, gain, bias = _rows(group, x.tensor, gain, bias)
-    multiplier, offset, shift = straight_line(
-        gain / 2**UNIT_BITS / grid.scale, bias / grid.scale, 2**UNIT_BITS * math.sqrt(length), grid
-    )
-    operands = [
-        rows,
-        group.constant(_under_root(epsilon, length, x), np.int64, "epsilon"),
-        group.constant(multiplier, np.int64, "multiplier"),
-        group.constant(offset, np.int64, "offset"),
-        group.constant(shift, np.uint64, "shift"),
-    ]
-    normal = group.call("IntegerLayerNormalization", [*operands, *group.ends()])
+    normal = _normalized(group, rows, _under_root(epsilon, length, x), length, gain, bias)
     return normal if rows is x.tensor else group.emit("Reshape", [normal, _shape_of(group, x)])
 
 
@@ -42,25 +32,38 @@ def instance_norm(group: Group) -> gs.Variable:
         raise Refusal("the size of what it normalizes is not known")
     if not all(map(g.is_constant, node.inputs[1:])):
         raise Refusal("its gain or bias is computed, not constant")
-    x, length, grid = group.codes(0), math.prod(int(size) for size in shape[2:] if size), group.grid
+    x, length = group.codes(0), math.prod(int(size) for size in shape[2:] if size)
     if length > LONGEST:
         raise Refusal(f"it normalizes rows longer than {LONGEST}")
     gain, bias = (np.asarray(g.values(t), np.float64).reshape(-1, 1) for t in node.inputs[1:])
+    under_root = _under_root(float(node.attrs.get("epsilon", 1e-5)), length, x)
+    flat = group.constant(np.array([0, 0, -1]), np.int64, "rows")
+    rows = group.emit("Reshape", [x.tensor, flat])
+    normal = _normalized(group, rows, under_root, length, gain, bias)
+    return group.emit("Reshape", [normal, _shape_of(group, x)])
+
+
+def _normalized(
+    group: Group,
+    rows: gs.Tensor,
+    under_root: int,
+    length: int,
+    gain: NDArray[np.float64],
+    bias: NDArray[np.float64],
+) -> gs.Variable:
+    """γ n + β of rows; n = (x − E x) / √(Var x + ε) is below √`length`."""
+    grid = group.grid
     multiplier, offset, shift = straight_line(
         gain / 2**UNIT_BITS / grid.scale, bias / grid.scale, 2**UNIT_BITS * math.sqrt(length), grid
     )
-    rows = group.constant(np.array([0, 0, -1]), np.int64, "rows")
     operands = [
-        group.emit("Reshape", [x.tensor, rows]),
-        group.constant(
-            _under_root(float(node.attrs.get("epsilon", 1e-5)), length, x), np.int64, "epsilon"
-        ),
+        rows,
+        group.constant(under_root, np.int64, "epsilon"),
         group.constant(multiplier, np.int64, "multiplier"),
         group.constant(offset, np.int64, "offset"),
         group.constant(shift, np.uint64, "shift"),
     ]
-    normal = group.call("IntegerLayerNormalization", [*operands, *group.ends()])
-    return group.emit("Reshape", [normal, group.emit("Shape", [x.tensor])])
+    return group.call("IntegerLayerNormalization", [*operands, *group.ends()])
 
 
 def rms_norm(group: Group) -> gs.Variable:
