@@ -6,6 +6,7 @@ text without a past; the streams and the decoder with a past are run here, call 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import subprocess
@@ -85,6 +86,16 @@ class Row:
         assert before
         assert after
         return after.median_ms / before.median_ms
+
+
+def load_score(shared: Path) -> ModuleType:
+    """The module `score/score.py` of a folder with models and data."""
+    spec = importlib.util.spec_from_file_location("score", shared / "score" / "score.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @dataclass

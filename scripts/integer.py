@@ -18,7 +18,6 @@ median of the ratios of all rounds.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import tempfile
 import time
@@ -27,7 +26,7 @@ from pathlib import Path
 
 import integer_only
 import numpy as np
-from accuracy import CALIBRATION, Bench
+from accuracy import CALIBRATION, Bench, load_score
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -123,7 +122,7 @@ def farthest(one: Session, other: Session, feed: Feed) -> float:
 
 
 def line(what: str, bound: float, value: float) -> Line:
-    return Line(what, f"≤ {bound}", f"{value:.3f}", "yes" if value <= bound else "no")
+    return Line(what, f"≤ {bound}", f"{value:.3f}", integer_only.yes(value <= bound))
 
 
 # ── all ──────────────────────────────────────────────────────────────────────────────────────────
@@ -143,11 +142,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--shared", type=Path, required=True)
     given = parser.parse_args(arguments)
     table = Table("what", "target", "measured", "met", title="integer", title_justify="left")
-    spec = importlib.util.spec_from_file_location("score", given.shared / "score" / "score.py")
-    assert spec
-    assert spec.loader
-    score = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(score)
+    score = load_score(given.shared)
     with tempfile.TemporaryDirectory(prefix="onnxq-integer-") as scratch, cache.disabled():
         bench = Bench(given.shared, Path(scratch), score)
         for name in FIGURES if "all" in given.figures else given.figures:

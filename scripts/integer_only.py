@@ -38,7 +38,7 @@ def floats(bench: Bench) -> Iterator[Line]:
         result = integers(bench, name)
         left = result.report.float_operators
         assert left is not None
-        yield Line(f"{name}: float operators", "0", str(len(left)), "no" if left else "yes")
+        yield Line(f"{name}: float operators", "0", str(len(left)), yes(not left))
 
 
 def bits(bench: Bench) -> Iterator[Line]:
@@ -59,7 +59,7 @@ def bits(bench: Bench) -> Iterator[Line]:
                 how = f"optimizations {'on' if optimize else 'off'}, {threads} threads"
                 yield Line(
                     f"{name}, {how}: values that are not exact, {len(feeds)} samples", "0",
-                    str(differing), "no" if differing else "yes",
+                    str(differing), yes(not differing),
                 )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def agreement(bench: Bench) -> Iterator[Line]:
         same = float((whole == quantized).mean())
         yield Line(
             f"{name}: top-1 agreement with its QDQ form, {len(y)} images", "≥ 0.97",
-            f"{same:.4f}", "yes" if same >= 0.97 else "no",
+            f"{same:.4f}", yes(same >= 0.97),
         )  # fmt: skip
         tops = ", ".join(f"{float((p == y).mean()):.4f}" for p in (alone, quantized, whole))
         yield Line(f"{name}: top-1 of float, QDQ form and integers", "", tops, "")
@@ -91,7 +91,7 @@ def embeddings(bench: Bench) -> Iterator[Line]:
     score = bench.score(name, place(bench, name))
     yield Line(
         f"{name}: {score.text}", "≥ 0.97", f"{score.likeness:.4f}",
-        "yes" if score.likeness >= 0.97 else "no",
+        yes(score.likeness >= 0.97),
     )  # fmt: skip
 
 

@@ -20,7 +20,6 @@ or all. DIR holds models/, data/ and score/score.py. Times are medians of runs i
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import tempfile
 import time
@@ -34,7 +33,7 @@ import numpy as np
 import onnx
 import weights_memory
 import weights_models
-from accuracy import CALIBRATION, Bench
+from accuracy import CALIBRATION, Bench, load_score
 from numpy.typing import NDArray
 from onnx import helper
 from onnx.numpy_helper import from_array
@@ -304,11 +303,7 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     logging.disable(logging.INFO)  # onnxruntime's tools tell of every node
     table = Table("what", "target", "measured", "met", title="weights", title_justify="left")
-    spec = importlib.util.spec_from_file_location("score", given.shared / "score" / "score.py")
-    assert spec
-    assert spec.loader
-    score = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(score)
+    score = load_score(given.shared)
     with tempfile.TemporaryDirectory(prefix="onnxq-weights-") as scratch, cache.disabled():
         bench = Bench(given.shared, Path(scratch), score)
         settings = Settings(bench, given.page, given.results, given.presets, given.gigabytes)

@@ -68,18 +68,21 @@ def affine(
     group: Group, x: Codes, gain: NDArray[np.float64], offset: NDArray[np.float64]
 ) -> gs.Variable:
     """gain · (x − z_x) + offset, both real and broadcast with x."""
+    line = line_operands(group, gain, offset, x.grid.reach)
+    return group.call("IntegerAffine", [x.tensor, group.zero(x), *line, *group.ends()])
+
+
+def line_operands(
+    group: Group, gain: NDArray[np.float64], offset: NDArray[np.float64], reach: float
+) -> list[gs.Tensor]:
+    """Multiplier, offset and shift of gain · x + offset, both real, |x| <= `reach`."""
     grid = group.grid
-    multiplier, added, shift = straight_line(
-        gain / grid.scale, offset / grid.scale, x.grid.reach, grid
-    )
-    operands = [
-        x.tensor,
-        group.zero(x),
+    multiplier, added, shift = straight_line(gain / grid.scale, offset / grid.scale, reach, grid)
+    return [
         group.constant(multiplier, np.int64, "multiplier"),
         group.constant(added, np.int64, "offset"),
         group.constant(shift, np.uint64, "shift"),
     ]
-    return group.call("IntegerAffine", [*operands, *group.ends()])
 
 
 def mul(group: Group) -> gs.Variable:
@@ -213,14 +216,7 @@ def bounded(group: Group) -> gs.Variable:
     if bounds is None:
         raise Refusal("its bounds are computed, not constant")
     x = group.codes(0)
-    whole = group.grid
-    return group.requantize(
-        x.tensor, group.zero(x), x.grid.scale, _within(whole.bounded(bounds), whole)
-    )
-
-
-def _within(part: Grid, whole: Grid) -> Grid:
-    return Grid(whole.scale, whole.zero, part.low, min(part.high, whole.high))
+    return group.requantize(x.tensor, group.zero(x), x.grid.scale, group.grid.bounded(bounds))
 
 
 def negate(group: Group) -> gs.Variable:

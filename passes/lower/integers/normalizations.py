@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnxq.passes.lower.integers.elementwise import straight_line
+from onnxq.passes.lower.integers.elementwise import line_operands
 from onnxq.passes.lower.integers.functions import LONGEST
 from onnxq.passes.lower.integers.grid import Codes, Refusal
 from onnxq.passes.lower.integers.group import Group
@@ -22,7 +22,7 @@ def layer_norm(group: Group) -> gs.Variable:
     length = _row(group)
     rows, gain, bias = _rows(group, x.tensor, gain, bias)
     normal = _normalized(group, rows, _under_root(epsilon, length, x), length, gain, bias)
-    return normal if rows is x.tensor else group.emit("Reshape", [normal, _shape_of(group, x)])
+    return normal if rows is x.tensor else _reshaped(group, normal, x)
 
 
 def instance_norm(group: Group) -> gs.Variable:
@@ -40,7 +40,7 @@ def instance_norm(group: Group) -> gs.Variable:
     flat = group.constant(np.array([0, 0, -1]), np.int64, "rows")
     rows = group.emit("Reshape", [x.tensor, flat])
     normal = _normalized(group, rows, under_root, length, gain, bias)
-    return group.emit("Reshape", [normal, _shape_of(group, x)])
+    return _reshaped(group, normal, x)
 
 
 def _normalized(
@@ -52,18 +52,9 @@ def _normalized(
     bias: NDArray[np.float64],
 ) -> gs.Variable:
     """γ n + β of rows; n = (x − E x) / √(Var x + ε) is below √`length`."""
-    grid = group.grid
-    multiplier, offset, shift = straight_line(
-        gain / 2**UNIT_BITS / grid.scale, bias / grid.scale, 2**UNIT_BITS * math.sqrt(length), grid
-    )
-    operands = [
-        rows,
-        group.constant(under_root, np.int64, "epsilon"),
-        group.constant(multiplier, np.int64, "multiplier"),
-        group.constant(offset, np.int64, "offset"),
-        group.constant(shift, np.uint64, "shift"),
-    ]
-    return group.call("IntegerLayerNormalization", [*operands, *group.ends()])
+    line = line_operands(group, gain / 2**UNIT_BITS, bias, 2**UNIT_BITS * math.sqrt(length))
+    epsilon = group.constant(under_root, np.int64, "epsilon")
+    return group.call("IntegerLayerNormalization", [rows, epsilon, *line, *group.ends()])
 
 
 def rms_norm(group: Group) -> gs.Variable:
@@ -158,8 +149,9 @@ def _rows(
     return group.emit("Reshape", [x, flat]), gain, bias
 
 
-def _shape_of(group: Group, x: Codes) -> gs.Variable:
-    return group.emit("Shape", [x.tensor])
+def _reshaped(group: Group, rows: gs.Variable, x: Codes) -> gs.Variable:
+    """Rows in the shape of x again."""
+    return group.emit("Reshape", [rows, group.emit("Shape", [x.tensor])])
 
 
 def _axes(node: g.Node) -> tuple[int, ...]:
