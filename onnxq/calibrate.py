@@ -15,7 +15,7 @@ from onnxq import graph as g
 from onnxq.digest import digests
 from onnxq.errors import OnnxqError
 from onnxq.observe import Observer
-from onnxq.probe import Probe
+from onnxq.tap import Tap
 from onnxq.samples import Samples
 
 
@@ -67,7 +67,7 @@ def _observe(
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     wanted = sorted({key.split("#")[0] for key in observers})
-    probe = Probe(graph, wanted, threads=threads)
+    probe = Tap(graph, wanted, threads=threads)
     total = len(samples)
     for done, feed in enumerate(samples):
         progress(done, total)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnxq.coded_io import from_metadata
+from onnxq.coded_io import CodedValue, from_metadata
 from onnxq.errors import OnnxqError, one_line
 from onnxq.graph import Graph, to_proto_without_weights
 from onnxq.scratch import scratch
@@ -28,6 +29,10 @@ Array = NDArray[Any]
 _SERIALIZE_LIMIT = 1_800_000_000  # bytes; above it a model goes through a file
 _NO_KERNEL = re.compile(r"([\w.]+):(\w+)\(-?\d+\) is not a registered function/op")
 _NO_SCHEMA = re.compile(r"No Op registered for (\w+) with domain_version of (\d+)")
+
+_KINDS = {kind: name.lower() for name, kind in onnx.TensorProto.DataType.items()} | {
+    onnx.TensorProto.FLOAT: "float"
+}
 
 _libraries: ContextVar[tuple[str, ...]] = ContextVar("libraries", default=())
 
@@ -70,6 +75,10 @@ def session_options() -> ort.SessionOptions:
     return options
 
 
+def default_threads() -> int:
+    return os.cpu_count() or 1
+
+
 def load_error(error: Exception) -> OnnxqError:
     """What the runtime says of a model that it does not load, as one line that says what to do."""
     text = one_line(error)
@@ -86,6 +95,43 @@ def load_error(error: Exception) -> OnnxqError:
             "model again, or take a newer onnxruntime"
         )
     return OnnxqError(f"onnxruntime does not load the model: {text}")
+
+
+@dataclass(frozen=True)
+class Ends:
+    """How what users give and get differs from what a model takes and makes.
+
+    `kinds` are the types of its inputs as the runtime writes them: `tensor(float16)`.
+    """
+
+    kinds: Mapping[str, str]
+    coded: Mapping[str, CodedValue]
+
+    @classmethod
+    def of_model(cls, model: onnx.ModelProto) -> Ends:
+        weights = {tensor.name for tensor in model.graph.initializer}
+        kinds = {
+            value.name: f"tensor({_KINDS.get(value.type.tensor_type.elem_type, '')})"
+            for value in model.graph.input
+            if value.name not in weights
+        }
+        return cls(kinds, from_metadata({p.key: p.value for p in model.metadata_props}))
+
+    def codes(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """The inputs of a feed as the model takes them: float16, codes of real numbers."""
+        known = {name: feed[name] for name in feed if name in self.kinds}
+        for name, array in known.items():
+            if self.kinds[name] == "tensor(float16)" and array.dtype == np.float32:
+                known[name] = array.astype(np.float16)
+        for name in self.coded.keys() & known.keys():
+            if known[name].dtype.kind == "f":
+                kind = np.dtype(self.kinds[name].removeprefix("tensor(").removesuffix(")"))
+                known[name] = self.coded[name].codes(known[name], kind)
+        return known
+
+    def real(self, made: dict[str, Array]) -> dict[str, Array]:
+        """Outputs with real numbers for codes."""
+        return made | {n: self.coded[n].real(made[n]) for n in self.coded.keys() & made.keys()}
 
 
 class Session:
@@ -113,7 +159,7 @@ class Session:
                 "onnxruntime that has it, or choose another target"
             )
         options = session_options()
-        options.intra_op_num_threads = threads or os.cpu_count() or 1
+        options.intra_op_num_threads = threads or default_threads()
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
@@ -136,10 +182,9 @@ class Session:
         self.inputs = [value.name for value in self.ort.get_inputs()]
         self.outputs = [value.name for value in self.ort.get_outputs()]
         ends = [*self.ort.get_inputs(), *self.ort.get_outputs()]
-        self._float16 = {v.name for v in self.ort.get_inputs() if v.type == "tensor(float16)"}
         self._has_bfloat16 = any(value.type == "tensor(bfloat16)" for value in ends)
-        self._coded = from_metadata(self.ort.get_modelmeta().custom_metadata_map)
-        self._types = {value.name: value.type for value in self.ort.get_inputs()}
+        kinds = {value.name: value.type for value in self.ort.get_inputs()}
+        self._ends = Ends(kinds, from_metadata(self.ort.get_modelmeta().custom_metadata_map))
 
     @classmethod
     def of(cls, graph: Graph, **options: Any) -> Session:
@@ -182,21 +227,14 @@ class Session:
         Raises OnnxqError when the model does not run on this feed.
         """
         names = list(names or self.outputs)
-        known = {name: feed[name] for name in feed if name in self.inputs}
-        for name in self._float16 & known.keys():
-            if known[name].dtype == np.float32:
-                known[name] = known[name].astype(np.float16)
-        for name in self._coded.keys() & known.keys():
-            if known[name].dtype.kind == "f":
-                kind = np.dtype(self._types[name].removeprefix("tensor(").removesuffix(")"))
-                known[name] = self._coded[name].codes(known[name], kind)
+        known = self._ends.codes(feed)
         try:
             run = self._run_bfloat16 if self._has_bfloat16 else self.ort.run
             said = dict(zip(names, run(names, known), strict=True))
         except Exception as error:
             text = one_line(error)
             raise OnnxqError(f"the model does not run on this sample: {text}") from None
-        return said | {n: self._coded[n].real(said[n]) for n in self._coded.keys() & said.keys()}
+        return self._ends.real(said)
 
     def _run_bfloat16(self, names: list[str], feed: Mapping[str, Array]) -> list[Array]:
         """As `InferenceSession.run`, which knows of no bfloat16 in NumPy."""

@@ -23,7 +23,7 @@ from onnxq.passes.solve.calibrate import OUTLIER, activation_types
 from onnxq.passes.solve.integer_planner import WIDE
 from onnxq.passes.solve.masks import masked
 from onnxq.pipeline import Result
-from onnxq.probe import Probe
+from onnxq.tap import Tap
 from onnxq.qtype import QParams
 from onnxq.report import CLIPPED, NARROWER, WIDER, RangeRecord, Report
 
@@ -88,7 +88,7 @@ def compare_ranges(
         name: Clipping(*ctx.activations[name].range, float(ctx.activations[name].scale))
         for name in planned
     }
-    probe = Probe(graph, sorted(planned), threads=ctx.threads)
+    probe = Tap(graph, sorted(planned), threads=ctx.threads)
     for feed in feeds:
         for name, values in probe.run(feed).items():
             for value in values:

@@ -125,6 +125,20 @@ class OpRule:
 
 
 @dataclass(frozen=True)
+class Support:
+    """Operators that a provider runs as they stand, outside quantized layers, and how we know.
+
+    `types` are the element types of the data they compute on; `ranks` the least and the most of
+    its dimensions (none: any); `attributes` the values that an attribute may have.
+    """
+
+    types: tuple[str, ...]
+    source: str
+    ranks: tuple[int, ...] = ()
+    attributes: dict[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Target:
     """A device as onnxq sees it."""
 
@@ -135,6 +149,9 @@ class Target:
     ops: dict[str, tuple[OpRule, ...]]
     left_float: dict[str, str] = field(default_factory=dict)
     session: dict[str, str] = field(default_factory=dict)
+    provider_options: dict[str, str] = field(default_factory=dict)
+    fixed_shapes: bool = False  # every dimension must be a number when the model is loaded
+    supports: dict[str, tuple[Support, ...]] = field(default_factory=dict)  # none known: any
     integer_operators: tuple[str, ...] = ()  # those that `fuse-integer` may write
     dense_channels: int = 1  # input channels that QLinearConv takes at once
     depthwise_channels: int = 1  # the same of a depthwise one
@@ -223,15 +240,8 @@ def cpu_flags() -> set[str]:
 def _parse(name: str, text: str) -> Target:
     where = f"target {name!r}"
     data = toml.parse(text, where)
-    ops: dict[str, list[OpRule]] = {}
-    for number, row in enumerate(toml.tables(data, "rule", where), 1):
-        label = f"{where}, rule {number}"
-        names = toml.coerce(row.pop("ops", []), tuple[str, ...], f"{label}: ops")
-        if not names:
-            raise OnnxqError(f"{label} lacks the key 'ops', the operators that it is for")
-        rule = _made(OpRule, toml.fill(OpRule, row, f"{label}: "), label)
-        for op in names:
-            ops.setdefault(op, []).append(rule)
+    ops = _by_operator(OpRule, data, "rule", where)
+    supports = _by_operator(Support, data, "supports", where)
     inherited: dict[str, Any] = {"name": name, "providers": (), "opset": 13, "ops": {}}
     if "base" in data:
         base_name = toml.coerce(data.pop("base"), str, f"{where}: base")
@@ -242,6 +252,9 @@ def _parse(name: str, text: str) -> Target:
             "ops",
             "left_float",
             "session",
+            "provider_options",
+            "fixed_shapes",
+            "supports",
             "integer_operators",
             "dense_channels",
             "depthwise_channels",
@@ -257,11 +270,13 @@ def _parse(name: str, text: str) -> Target:
             for op, rules in inherited["ops"].items()
         }
     own = toml.fill(
-        Target, {k: v for k, v in data.items() if k not in ("rule", "ops")}, f"{where}: "
+        Target,
+        {k: v for k, v in data.items() if k not in ("rule", "ops", "supports")},
+        f"{where}: ",
     )
     # A target's own rules come first; what it does not mention is its base's.
-    own["ops"] = {op: tuple(rules) for op, rules in ops.items()}
-    for key in ("ops", "left_float", "float32", "session"):
+    own |= {"ops": ops, "supports": supports}
+    for key in ("ops", "left_float", "float32", "session", "provider_options", "supports"):
         own[key] = inherited.get(key, {}) | own.get(key, {})
     target: Target = _made(Target, inherited | own, where)
     if not 1 <= target.opset <= onnx.defs.onnx_opset_version():
@@ -269,6 +284,22 @@ def _parse(name: str, text: str) -> Target:
     if min(target.dense_channels, target.depthwise_channels) < 1:
         raise OnnxqError(f"{where}: a kernel takes at least 1 of its channels at once")
     return target
+
+
+def _by_operator(
+    kind: type[Any], data: dict[str, Any], key: str, where: str
+) -> dict[str, tuple[Any, ...]]:
+    """The tables under a key, each with its `ops`, by operator, in the order of the file."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for number, row in enumerate(toml.tables(data, key, where), 1):
+        label = f"{where}, {key} {number}"
+        names = toml.coerce(row.pop("ops", []), tuple[str, ...], f"{label}: ops")
+        if not names:
+            raise OnnxqError(f"{label} lacks the key 'ops', the operators that it is for")
+        made = _made(kind, toml.fill(kind, row, f"{label}: "), label)
+        for op in names:
+            found[op] = (*found.get(op, ()), made)
+    return found
 
 
 def _made(kind: type[Any], values: dict[str, Any], where: str) -> Any:

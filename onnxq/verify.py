@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
-from onnxq.probe import Probe
+from onnxq.tap import Tap
 from onnxq.report import Latency, OutputRecord
 from onnxq.runtime import Session
 from onnxq.samples import Samples
@@ -329,7 +329,7 @@ def shapes(graph: g.Graph, layers: Sequence[str], feed: Feed) -> dict[str, tuple
         t.inputs[0].inputs[0].name for t in known if t.inputs and t.inputs[0].inputs
     }
     variable = sorted(n for n in wanted & set(tensors) if not g.is_constant(tensors[n]))
-    seen = Probe(graph, variable).run(feed)
+    seen = Tap(graph, variable).run(feed)
     return {name: values[-1].shape for name, values in seen.items() if values}
 
 

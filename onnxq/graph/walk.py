@@ -34,7 +34,7 @@ def bodies(node: Node) -> list[Graph]:
 
 
 def hidden(graph: Graph, in_scan: bool = False) -> Iterator[Graph]:
-    """Bodies inside the body of a Scan, whose tensors cannot be brought out (see `Probe`)."""
+    """Bodies inside the body of a Scan, whose tensors cannot be brought out (see `Tap`)."""
     for node in graph.nodes:
         for body in bodies(node):
             if in_scan:

@@ -40,7 +40,7 @@ from onnxq import graph as g
 from onnxq.errors import OnnxqError
 from onnxq.graph import Graph
 from onnxq.pipeline import Context, Pass
-from onnxq.probe import Probe
+from onnxq.tap import Tap
 from onnxq.qtype import Floats
 from onnxq.samples import Samples
 from onnxq.solver import Job, Layer, jobs, windows
@@ -208,7 +208,7 @@ def observe_pairs(
     in_codes = [by_node[1].get(j.view.node.name, x) for j, x in zip(window, in_float, strict=True)]
     wanted = [in_float, in_codes]
     probes = [
-        Probe(graph, list(dict.fromkeys(tensors)), threads=threads)
+        Tap(graph, list(dict.fromkeys(tensors)), threads=threads)
         for graph, tensors in zip(graphs, wanted, strict=True)
     ]
     pairs = [Pairs(job.inputs[0][1]) for job in window]

@@ -26,7 +26,7 @@ from onnxq import graph as g
 from onnxq.errors import OnnxqError
 from onnxq.graph import Graph, Node
 from onnxq.pipeline import Context, NodePlan, Pass, Plan
-from onnxq.probe import Probe
+from onnxq.tap import Tap
 from onnxq.qtype import quantize
 from onnxq.runtime import Session
 from onnxq.verify import latency
@@ -135,7 +135,7 @@ class _Stopwatch:
             name for part in parts for node in part.nodes for name in region([node], graph).inputs
         }
         self.values = {
-            k: v[0] for k, v in Probe(graph, sorted(wanted), threads=ctx.threads).run(feed).items()
+            k: v[0] for k, v in Tap(graph, sorted(wanted), threads=ctx.threads).run(feed).items()
         }
         self.kernels: dict[object, tuple[float, float]] = {}
 

@@ -23,7 +23,7 @@ Array = NDArray[Any]
 Feed = Mapping[str, Array]
 
 
-class Probe:
+class Tap:
     """A session of a graph that hands out the tensors `names`, and nothing else.
 
     Raises OnnxqError for a tensor that is not in the graph, and for one in a body inside the body
@@ -176,7 +176,7 @@ class _Thread:
 
     def fresh(self) -> str:
         self.count += 1
-        return f"onnxq_probe_{self.count}"
+        return f"onnxq_tap_{self.count}"
 
 
 def bodies(node: NodeProto) -> list[GraphProto]:

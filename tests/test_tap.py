@@ -12,7 +12,7 @@ from onnxq import graph as g
 from onnxq.calibrate import observe
 from onnxq.errors import OnnxqError
 from onnxq.observe import MinMax
-from onnxq.probe import Probe
+from onnxq.tap import Tap
 
 X = normal(2, 4, seed=9)
 
@@ -21,7 +21,7 @@ def brought_out(
     source: onnx.ModelProto, names: Sequence[str], **feed: Any
 ) -> dict[str, list[Array]]:
     arrays = {name: np.asarray(value) for name, value in feed.items()}
-    return Probe(g.load(source), names, threads=1).run(arrays)
+    return Tap(g.load(source), names, threads=1).run(arrays)
 
 
 def weights_of(source: onnx.ModelProto) -> dict[str, Array]:
@@ -187,7 +187,7 @@ def test_branches_inside_a_loop_give_a_value_or_an_empty_one_each_iteration() ->
     tensors = {node.op: node.inputs[0].name for node in g.walk(graph)}
     early, late = tensors["Sigmoid"], tensors["Tanh"]  # both were k, until they got their own names
     assert early != late
-    found = Probe(graph, [early, late, "h"], threads=1).run({"x": X})
+    found = Tap(graph, [early, late, "h"], threads=1).run({"x": X})
     h, expected = X, []
     for i in range(4):
         expected.append(h)
@@ -215,7 +215,7 @@ def test_a_branch_inside_a_branch(choice: bool) -> None:
     case = nested_if()
     graph, w = g.load(case.model), weights_of(case.model)
     names = {n.op: n.inputs[0].name for n in g.walk(graph) if n.op in ("Relu", "Sigmoid")}
-    found = Probe(graph, [*names.values(), "r"], threads=1).run(
+    found = Tap(graph, [*names.values(), "r"], threads=1).run(
         {"x": X, "choice": np.array(choice)}
     )
     h = X @ w["w"]
@@ -265,7 +265,7 @@ def test_values_keep_their_types(choice: bool) -> None:
     }"""
     graph = g.load(model(text, zero=np.float32(0)))
     g.infer_types(graph)
-    found = Probe(graph, ["half", "whole", "positive"], threads=1).run(
+    found = Tap(graph, ["half", "whole", "positive"], threads=1).run(
         {"x": X, "choice": np.array(choice)}
     )
     half = X.astype(np.float16)
@@ -290,20 +290,20 @@ def test_the_graph_stays_as_it_is(make: Any) -> None:
     graph = g.load(make())
     before = g.to_proto(graph).SerializeToString(deterministic=True)
     names = [t.name for node in g.walk(graph) for t in node.outputs]
-    Probe(graph, names, threads=1)
+    Tap(graph, names, threads=1)
     assert g.to_proto(graph).SerializeToString(deterministic=True) == before
 
 
 def test_a_tensor_that_is_nowhere_is_an_error_that_names_it() -> None:
     with pytest.raises(OnnxqError, match=r"^cannot observe 'nobody': the graph has no tensor of"):
-        Probe(g.load(branches()), ["m", "nobody"])
+        Tap(g.load(branches()), ["m", "nobody"])
 
 
 def test_a_body_inside_a_scan_cannot_be_looked_into() -> None:
     graph = g.load(if_in_scan().model)
-    assert Probe(graph, ["s", "next"], threads=1).sequences.keys() == {"s", "next"}
+    assert Tap(graph, ["s", "next"], threads=1).sequences.keys() == {"s", "next"}
     with pytest.raises(OnnxqError, match=r"^cannot observe 'u': it is in a body inside a Scan$"):
-        Probe(graph, ["s", "u"])
+        Tap(graph, ["s", "u"])
 
 
 # ── ranges ───────────────────────────────────────────────────────────────────────────────────────
