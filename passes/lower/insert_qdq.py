@@ -29,6 +29,9 @@ from onnxq.pipeline import Context, NodePlan, Pass
 from onnxq.qtype import QParams, QTensor
 
 
+_BEYOND = 2**31  # steps from zero, more than 16-bit codes reach
+
+
 @dataclass(frozen=True)
 class InsertQDQ(Pass):
     """QDQ form, with int32 biases and weights stored as integer codes."""
@@ -100,18 +103,23 @@ class _Writer:
         return changes
 
     def shield(self, node: Node) -> int:
-        """A Clip at the ends of float32, which changes nothing, between codes and a node that is
-        to work on floats.
+        """A Clip far beyond all codes, which changes nothing, between them and a node that is to
+        work on floats.
+
+        Its ends count in scales: OpenVINO clips codes instead, at an end ÷ scale in 64 bits, and
+        those of float32 overflow there.
         """
         maker = g.producer(node.inputs[0])
         while maker is not None and maker.op in MOVERS:
             maker = g.producer(maker.inputs[0])
-        if maker is None or maker.op != "DequantizeLinear":
+        if maker is None or maker.op != "DequantizeLinear" or not g.is_constant(maker.inputs[1]):
             return 0
-        limits = np.finfo(np.float32)
-        ends = {"lowest": limits.min, "largest": limits.max}
+        scale = maker.inputs[1]
+        steps = np.asarray(g.values(scale)).max()
+        end = np.minimum(np.float64(steps) * _BEYOND, np.finfo(steps.dtype).max)
         bounds = [
-            self.maker.constant(f"{name}_float", np.asarray(value)) for name, value in ends.items()
+            self.maker.constant(f"{scale.name}_{name}", np.asarray(value, steps.dtype))
+            for name, value in (("lowest", -end), ("largest", end))
         ]
         x = node.inputs[0]
         node.inputs[0] = self.maker.emit(self.body, "Clip", [x, *bounds], node.name)

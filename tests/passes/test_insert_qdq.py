@@ -184,6 +184,26 @@ def test_a_clip_goes_only_where_nothing_changes(low: float, high: float, stays: 
 # ── outputs and several readers ──────────────────────────────────────────────────────────────────
 
 
+def test_what_keeps_a_float_layer_from_fusing_fits_into_64_bit_codes() -> None:
+    """A provider that clips codes instead must not overflow: OpenVINO says nonsense where it does."""
+    text = """(float[n,3,6,6] x) => (float[n,2] y) {
+        a = Conv (x, w)
+        b = Flatten (a)
+        y = Gemm (b, v)
+    }"""
+    case = Case(model(text, w=normal(1, 3, 1, 1), v=normal(36, 2)), feeds_of(x=(1, 3, 6, 6)))
+    graph = pipeline(case.model, case.feeds, exclude=("y",)).graph
+    (clip,) = (node for node in graph.nodes if node.op == "Clip")
+    maker = g.producer(clip.inputs[0])
+    while maker is not None and maker.op != "DequantizeLinear":
+        maker = g.producer(maker.inputs[0])
+    assert maker is not None
+    low, high = (
+        float(g.values(bound)) / float(g.values(maker.inputs[1])) for bound in clip.inputs[1:]
+    )
+    assert -(2**62) < low < -(2**17) and 2**17 < high < 2**62
+
+
 def test_an_output_that_layers_read_too_keeps_its_name_and_passes_one_pair() -> None:
     text = """(float[n,3,6,6] x) => (float[n,4,6,6] middle, float[n,2,6,6] y) {
         middle = Conv (x, w)
