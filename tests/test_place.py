@@ -124,3 +124,10 @@ def test_arm64_is_arm64(tmp_path: Path) -> None:
     script = tmp_path / "say.py"
     script.write_text("import platform; print(platform.machine())")
     assert os.popen(f"{place('arm64').command[0]} {script}").read().strip() == "aarch64"
+
+
+def test_a_provider_that_is_plugged_in_takes_every_session_of_a_process() -> None:
+    """Once registered it stands among the available ones, and needs its device all the same."""
+    job = Job(relu(), [X])
+    for answer in ask(place("qnn"), [job, job]):
+        assert set(answer.placement.values()) == {"QNNExecutionProvider"}

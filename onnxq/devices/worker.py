@@ -88,9 +88,9 @@ def session_options(ort: Any, job: dict[str, Any], place: str) -> Any:
 
 def add_provider(ort: Any, options: Any, provider: str, values: dict[str, str]) -> dict[str, Any]:
     """Make the session use the provider; what is left to say when it is made."""
-    if provider in PLUGINS and provider not in ort.get_available_providers():
+    if provider in PLUGINS and (plugged(ort, provider) or provider not in available(ort)):
         package = __import__(PLUGINS[provider])
-        if provider not in [device.ep_name for device in ort.get_ep_devices()]:
+        if not plugged(ort, provider):
             ort.register_execution_provider_library(provider, package.get_library_path())
         devices = [device for device in ort.get_ep_devices() if device.ep_name == provider]
         if not devices:
@@ -99,10 +99,21 @@ def add_provider(ort: Any, options: Any, provider: str, values: dict[str, str]) 
             values = dict(values, backend_path=package.get_qnn_htp_path())
         options.add_provider_for_devices(devices, values)
         return {}
-    available = ort.get_available_providers()
-    if provider not in available:
-        raise RuntimeError(f"this onnxruntime has no {provider}; it has {', '.join(available)}")
+    if provider not in available(ort):
+        raise RuntimeError(
+            f"this onnxruntime has no {provider}; it has {', '.join(available(ort))}"
+        )
     return {"providers": [(provider, values)]}
+
+
+def available(ort: Any) -> list[str]:
+    """The providers of this onnxruntime; once registered, those that are plugged in too."""
+    return list(ort.get_available_providers())
+
+
+def plugged(ort: Any, provider: str) -> bool:
+    """Whether the library of a provider is registered: a second session is made as the first."""
+    return provider in [device.ep_name for device in ort.get_ep_devices()]
 
 
 def placement(session: Any) -> dict[str, str]:
