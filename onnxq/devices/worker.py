@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+from importlib.util import find_spec
 from typing import Any
 
 PLUGINS = {"QNNExecutionProvider": "onnxruntime_qnn"}  # packages beside onnxruntime's own
@@ -88,9 +89,9 @@ def session_options(ort: Any, job: dict[str, Any], place: str) -> Any:
 
 def add_provider(ort: Any, options: Any, provider: str, values: dict[str, str]) -> dict[str, Any]:
     """Make the session use the provider; what is left to say when it is made."""
-    if provider in PLUGINS and (plugged(ort, provider) or provider not in available(ort)):
+    if provider in PLUGINS and find_spec(PLUGINS[provider]) is not None:
         package = __import__(PLUGINS[provider])
-        if not plugged(ort, provider):
+        if provider not in [device.ep_name for device in ort.get_ep_devices()]:
             ort.register_execution_provider_library(provider, package.get_library_path())
         devices = [device for device in ort.get_ep_devices() if device.ep_name == provider]
         if not devices:
@@ -99,21 +100,10 @@ def add_provider(ort: Any, options: Any, provider: str, values: dict[str, str]) 
             values = dict(values, backend_path=package.get_qnn_htp_path())
         options.add_provider_for_devices(devices, values)
         return {}
-    if provider not in available(ort):
-        raise RuntimeError(
-            f"this onnxruntime has no {provider}; it has {', '.join(available(ort))}"
-        )
+    available = ort.get_available_providers()
+    if provider not in available:
+        raise RuntimeError(f"this onnxruntime has no {provider}; it has {', '.join(available)}")
     return {"providers": [(provider, values)]}
-
-
-def available(ort: Any) -> list[str]:
-    """The providers of this onnxruntime; once registered, those that are plugged in too."""
-    return list(ort.get_available_providers())
-
-
-def plugged(ort: Any, provider: str) -> bool:
-    """Whether the library of a provider is registered: a second session is made as the first."""
-    return provider in [device.ep_name for device in ort.get_ep_devices()]
 
 
 def placement(session: Any) -> dict[str, str]:
