@@ -147,6 +147,22 @@ class FloatOperatorRecord:
 
 
 @dataclass
+class DisagreementRecord:
+    """The first layer that a provider computes otherwise than the CPU, on the CPU's own input.
+
+    `share` of its values differ, by up to `largest`, in `unit`: a step of its codes, or the largest
+    value of its floats. `why` is what gives the provider's values, or "" where nothing tried does.
+    """
+
+    layer: str
+    operators: list[str]
+    unit: str
+    share: float
+    largest: float
+    why: str = ""
+
+
+@dataclass
 class Report:
     """Everything a run has to say. Each figure was measured in it, or is None."""
 
