@@ -31,7 +31,7 @@ AT_ONCE = 8  # layers that are tried in one process
 TIES = 1e-3  # the share of codes that may fall to the other side of a tie
 CLOSE = 1e-4  # of the largest value: floats that differ by less are equal but for their last bits
 NEAR = 1e-3  # steps from a tie, more than sums in float32 are off
-EXPLAINED = 0.99  # the share of the differing codes that a hypothesis must give
+ALL = 0.99  # the share of the differences that has to be given where one might have other causes
 
 
 def first_disagreement(
@@ -59,8 +59,8 @@ def first_disagreement(
             if len(found) < len(trials) and not (found and found[0][0].deeper):
                 continue  # what the layer says alone, it does not say among others
             for trial, record in found:
-                record.why = _why(trial, pieces, said)
-                if trial.deeper and not record.why:
+                record.why, record.explained = _why(trial, pieces, said)
+                if trial.deeper and record.explained < ALL:
                     continue  # what the layers before it said, handed on
                 if record.share > TIES or record.largest > 1 or trial.deeper:
                     return record
@@ -135,17 +135,17 @@ def _measured(trial: _Trial, pieces: Pieces, expected: Array) -> DisagreementRec
 # ── why ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _why(trial: _Trial, pieces: Pieces, said: Feed) -> str:
-    """What gives a provider's answer of a layer; "" where nothing does."""
+def _why(trial: _Trial, pieces: Pieces, said: Feed) -> tuple[str, float]:
+    """What best gives a provider's answer of a layer, and of what share of its differences."""
     reads = pieces.feeds(trial.name, trial.deeper)
     inside = [n for n in pieces.feeds(trial.name) if n not in reads]
     differing = np.count_nonzero(trial.got != said[trial.name])
-    best, fewest = "", min((1 - EXPLAINED) * differing + 1, differing)
+    best, fewest = "", differing / 2
     for what, answer in _suspects(trial, {n: said[n] for n in reads}, inside):
         wrong = np.count_nonzero(answer != trial.got)
         if wrong < fewest:
             best, fewest = what, wrong
-    return best
+    return best, 1 - fewest / differing if best else 0.0
 
 
 def _suspects(trial: _Trial, feed: Feed, inside: list[str]) -> Iterator[tuple[str, Array]]:

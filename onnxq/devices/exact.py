@@ -31,13 +31,18 @@ def evaluate(
     """All tensors of a model on one feed, floats in float64.
 
     `unrounded` are outputs of QuantizeLinear that keep their fraction and are not clipped;
-    `zeroed` are constants that count as zero; `narrow` wraps int64 around at 32 bits.
+    `zeroed` are constants that count as zero; with `narrow` integers of 64 bits have 32:
+    constants end at their bounds, and results wrap around.
     Raises whatever onnx.reference raises for an operator that it does not know.
     """
     known = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     values = {name: widen(array) for name, array in {**known, **feed}.items()}
     values |= {name: np.zeros_like(values[name]) for name in zeroed}
+    moving = set(feed)
     for node in model.graph.node:
+        moves = not moving.isdisjoint(node.input)
+        if narrow and moves:
+            values |= {n: _saturated(values[n]) for n in node.input if n and n not in moving}
         if node.op_type == "QuantizeLinear":
             made = [quantize(node, values, node.output[0] not in unrounded)]
         elif node.op_type == "DequantizeLinear":
@@ -46,8 +51,9 @@ def evaluate(
             made = [values[node.input[0]].astype(np.float64)]
         else:
             made = _reference(node, values, model.opset_import)
-        if narrow:
-            made = [a.astype(np.int32).astype(a.dtype) if a.dtype == np.int64 else a for a in made]
+        if moves:
+            moving.update(node.output)
+            made = list(map(_wrapped, made)) if narrow else made
         values |= dict(zip(node.output, map(widen, made), strict=False))
     return values
 
@@ -56,6 +62,20 @@ def widen(array: Array) -> Array:
     """Floats in float64; all else as it is."""
     floats = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
     return array.astype(np.float64) if floats else array
+
+
+_HALF = {np.dtype(np.int64): np.int32, np.dtype(np.uint64): np.uint32}
+
+
+def _saturated(array: Array) -> Array:
+    if array.dtype not in _HALF:
+        return array
+    limits = np.iinfo(_HALF[array.dtype])
+    return np.clip(array, *(np.asarray(end, array.dtype) for end in (limits.min, limits.max)))
+
+
+def _wrapped(array: Array) -> Array:
+    return array.astype(_HALF[array.dtype]).astype(array.dtype) if array.dtype in _HALF else array
 
 
 def quantize(node: onnx.NodeProto, values: Mapping[str, Array], rounded: bool) -> Array:
