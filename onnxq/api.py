@@ -8,6 +8,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import wraps
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,8 @@ from onnxq import graph as g
 from onnxq import verify
 from onnxq.checkpoint import Checkpoint
 from onnxq.choose import settle
+from onnxq.devices import Place
+from onnxq.devices.compare import compare_places
 from onnxq.errors import OnnxqError
 from onnxq.group_losses import compare_groups
 from onnxq.groups import GroupBy, Grouped, Groups
@@ -39,7 +42,7 @@ from onnxq.sampling import MADE_UP, Sampling
 from onnxq.scratch import scratch
 from onnxq.storage import data_files, data_paths, file_hash, load_proto, model_size
 from onnxq.synthesize import synthesize
-from onnxq.target import Target, cpu_flags, load_target
+from onnxq.target import Target, cpu_flags, load_target, target_names
 from onnxq.text import MAX_TOKENS
 
 SYNTHETIC_SAMPLES = 32
@@ -371,14 +374,17 @@ def validate(
     tokenizer: str | Path | None = None,
     max_tokens: int = MAX_TOKENS,
     custom_ops: Sequence[str | Path] = (),
+    ep: Sequence[str] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
     """Compare a model with the float model it was made from: outputs, layers, sizes, latency.
 
     `samples`, `preprocess`, `states` and `group_by` are as for `quantize`. `metric`, a name of
     `onnxq.metrics` or `module:function`, is measured beside what fits the outputs: `auto`.
+    `ep` are places to run the quantized model at too (`Place.parse`), each in a process apart.
     """
     device = load_target(target)
+    places = {text: _place(text, device) for text in ep}
     report = Report(
         model=str(reference),
         output=str(quantized),
@@ -443,9 +449,25 @@ def validate(
         )  # fmt: skip
     progress("time both models", 2, 3)
     report.float_latency, report.quantized_latency = verify.latency([left, right], few[0])
+    if places:
+        report.providers = compare_places(
+            reference, quantized, list(drawn), places,
+            custom_ops=custom_ops, threads=threads, progress=progress,
+        )  # fmt: skip
     report.verified = True
     warn_of_results(report)
     return report
+
+
+def _place(text: str, device: Target) -> Place:
+    """A place with the options of the target, or of the first that comes with onnxq and is for
+    its provider.
+    """
+    place = Place.parse(text)
+    for target in (device, *map(load_target, target_names())):
+        if place.provider in target.providers:
+            return replace(place, options=target.provider_options)
+    return place
 
 
 def _existing(path: str | Path) -> Path:

@@ -20,6 +20,7 @@ from onnxq.options import (
     MAX_TOKENS,
     OUT,
     RUN,
+    AllowFallback,
     BatchSize,
     Bits,
     BlockSize,
@@ -36,6 +37,7 @@ from onnxq.options import (
     MetricName,
     Model,
     NoCache,
+    Places,
     Preprocess,
     Preset,
     Quiet,
@@ -54,6 +56,7 @@ from onnxq.options import (
     deliver,
     deliver_folder,
     print_json,
+    require_all,
     state_pairs,
     stopped,
     working,
@@ -256,7 +259,11 @@ def quantize(
 
 @app.command(
     cls=Command,
-    epilog="Example: onnxq validate model.onnx model.int8-static.onnx --data test.npz",
+    epilog=(
+        "Examples:\n\n"
+        "onnxq validate model.onnx model.int8-static.onnx --data test.npz\n\n"
+        "onnxq validate model.onnx small.onnx --data test.npz --ep openvino@venv/bin/python"
+    ),
 )
 def validate(
     model: Annotated[Path, typer.Argument(metavar="FLOAT", help="The float model.")],
@@ -276,11 +283,17 @@ def validate(
     custom_ops: CustomOps = None,
     metric: MetricName = "auto",
     target: TargetName = "cpu",
+    ep: Places = None,
+    allow_fallback: AllowFallback = False,
     report: ReportFile = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare a quantized model with its float model: outputs, layers, size, latency."""
+    """Compare a quantized model with its float model: outputs, layers, size, latency.
+
+    With --ep also on other execution providers: which nodes they run, where they first say
+    something else than the CPU, and why. What does not run there is an error.
+    """
     with working(not quiet) as progress:
         from onnxq import api
 
@@ -300,9 +313,11 @@ def validate(
             target=target,
             threads=threads,
             custom_ops=custom_ops or (),
+            ep=ep or (),
             progress=progress,
         )
     deliver(found, report, json, quiet)
+    require_all({p.name: p.problem(allow_fallback) for p in found.providers})
 
 
 @app.command(cls=Command, epilog="Example: onnxq inspect model.onnx --target cpu --form dynamic")

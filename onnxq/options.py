@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -279,6 +279,26 @@ CustomOps = Annotated[
         "repeated.",
     ),
 ]
+Places = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ep",
+        metavar="NAME[@PYTHON]",
+        rich_help_panel=RUN,
+        show_default=False,
+        help="Run the quantized model on this execution provider too: cpu, openvino, qnn, cuda, …, "
+        "of onnxq's own onnxruntime or of another Python, such as a virtual environment's. Can be "
+        "repeated.",
+    ),
+]
+AllowFallback = Annotated[
+    bool,
+    typer.Option(
+        "--allow-fallback",
+        rich_help_panel=RUN,
+        help="With --ep: nodes that run on another provider are no error.",
+    ),
+]
 NoCache = Annotated[
     bool,
     typer.Option(
@@ -350,6 +370,15 @@ def deliver_folder(result: FolderResult, path: Path | None, json: bool, quiet: b
         print_warnings(result.warnings)
     else:
         show_folder.show_folder(result, show.output_console())
+
+
+def require_all(problems: Mapping[str, str]) -> None:
+    """End with a line for each problem, by what has it, and exit code 1 if there is any."""
+    wrong = {name: problem for name, problem in problems.items() if problem}
+    for name, problem in wrong.items():
+        typer.echo(f"onnxq: error: {name}: {problem}", err=True)
+    if wrong:
+        raise typer.Exit(1)
 
 
 def print_json(text: str, warnings: Any) -> None:

@@ -165,6 +165,41 @@ class DisagreementRecord:
 
 
 @dataclass
+class ProviderRecord:
+    """The quantized model on one execution provider.
+
+    `nodes` are those that the provider took, `elsewhere` how many others ran, of which
+    `first_elsewhere` is the first. `outputs` are against the float model on the CPU, `against_cpu`
+    against the quantized one there; `steps` is the largest difference from that of an output that
+    is made of codes, in steps. `ratio` is the median latency ÷ that of the float model on the CPU.
+    """
+
+    name: str
+    provider: str = ""
+    version: str = ""
+    nodes: int = 0
+    elsewhere: int = 0
+    first_elsewhere: str = ""
+    error: str = ""
+    outputs: list[OutputRecord] = field(default_factory=list)
+    against_cpu: list[OutputRecord] = field(default_factory=list)
+    same_bits: bool = False
+    steps: float | None = None
+    disagreement: DisagreementRecord | None = None
+    latency: Latency | None = None
+    ratio: float | None = None
+
+    def problem(self, allow_fallback: bool = False) -> str:
+        """Why the model cannot be said to run there, in a line; "" where it does."""
+        if self.error:
+            return self.error
+        if not self.elsewhere or allow_fallback:
+            return ""
+        nodes = f"{self.elsewhere} node{'s' * (self.elsewhere > 1)}"
+        return f"{nodes} ran on another provider, the first {self.first_elsewhere}"
+
+
+@dataclass
 class Report:
     """Everything a run has to say. Each figure was measured in it, or is None."""
 
@@ -183,6 +218,7 @@ class Report:
     metrics: list[MetricRecord] = field(default_factory=list)
     ranges: list[RangeRecord] = field(default_factory=list)
     groups: list[GroupRecord] = field(default_factory=list)
+    providers: list[ProviderRecord] = field(default_factory=list)
     verification_samples: int = 0
     verification_unseen: bool = False
     optimizations_sqnr_db: float | None = None
@@ -244,6 +280,15 @@ class Report:
             data["float_operators"] = [
                 FloatOperatorRecord(**row) for row in data["float_operators"]
             ]
+        data["providers"] = [_provider(row) for row in data.get("providers", [])]
         for key in ("float_latency", "quantized_latency"):
             data[key] = Latency(**data[key]) if data[key] else None
         return cls(**data)
+
+
+def _provider(row: dict[str, Any]) -> ProviderRecord:
+    kinds = {"disagreement": DisagreementRecord, "latency": Latency}
+    made = {key: kind(**row[key]) for key, kind in kinds.items() if row[key]}
+    for key in ("outputs", "against_cpu"):
+        made[key] = [OutputRecord(**output) for output in row[key]]
+    return ProviderRecord(**{**row, **made})

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from onnxq.report import Latency, LayerRecord, MetricRecord, OutputRecord, Report
+from onnxq.show_providers import show_providers
 from onnxq.show_samples import show_groups, show_ranges
 from onnxq.tables import (
     INDENT,
@@ -71,6 +72,7 @@ def show_report(report: Report, console: Console) -> None:
     console.print(Text(f"  {headline(report)}", style="green" if report.verified else "yellow"))
     print_warnings(console, report.warnings)
     _show_result(report, console)
+    show_providers(report, console)
     _show_layers(report, console)
     show_groups(report, console)
     show_ranges(report, console)

@@ -8,8 +8,9 @@ a provider might have done is done to it, until the provider's codes come out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -24,6 +25,7 @@ from onnxq.devices.pieces import Pieces
 from onnxq.devices.place import Job, Place, ask
 from onnxq.devices.products import products
 from onnxq.report import DisagreementRecord
+from onnxq.runtime import Ends
 
 Array = NDArray[Any]
 Feed = Mapping[str, Array]
@@ -35,10 +37,11 @@ ALL = 0.99  # the share of the differences that has to be given where one might 
 
 
 def first_disagreement(
-    model: onnx.ModelProto,
+    model: str | Path | onnx.ModelProto,
     feed: Feed,
     place: Place,
     *,
+    custom_ops: Sequence[str | Path] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DisagreementRecord | None:
     """The first layer that a place computes otherwise than the CPU here, on one sample.
@@ -47,14 +50,14 @@ def first_disagreement(
     None where all say the same, and where no layer can be cut out.
     """
     pieces = Pieces(g.load(model))
-    said = _everything(model, feed, pieces.names)
+    said = _everything(pieces, feed, custom_ops)
     if said is None:
         return None
     ties: DisagreementRecord | None = None
     for start in range(0, len(pieces.names), AT_ONCE):
         progress(start, len(pieces.names))
         names = pieces.names[start : start + AT_ONCE]
-        for name, trials in _tried(pieces, names, said, place):
+        for name, trials in _tried(pieces, names, said, place, custom_ops):
             found = [(t, f) for t in trials if (f := _measured(t, pieces, said[name])).share]
             if len(found) < len(trials) and not (found and found[0][0].deeper):
                 continue  # what the layer says alone, it does not say among others
@@ -68,16 +71,17 @@ def first_disagreement(
     return ties
 
 
-def _everything(model: onnx.ModelProto, feed: Feed, names: list[str]) -> dict[str, Array] | None:
+def _everything(
+    pieces: Pieces, feed: Feed, custom_ops: Sequence[str | Path]
+) -> dict[str, Array] | None:
     """What the CPU here makes of the sample: the ends of all layers, and the sample itself."""
-    told = onnx.ModelProto()
-    told.CopyFrom(model)
-    shown = {value.name for value in told.graph.output}
-    told.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in shown)
-    (answer,) = ask(Place.parse("cpu"), [Job(told, [feed])])
-    if answer.error:
-        return None
-    return {**feed, **answer.outputs[0]}
+    model = g.to_proto(pieces.graph)
+    taken = Ends.of_model(model).codes(feed)
+    del model.metadata_props[:]  # which may say that outputs stand for other numbers
+    shown = {value.name for value in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in pieces.names if n not in shown)
+    (answer,) = ask(Place.parse("cpu"), [Job(model, [taken], custom_ops=custom_ops)])
+    return None if answer.error else {**taken, **answer.outputs[0]}
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,11 @@ class _Trial:
 
 
 def _tried(
-    pieces: Pieces, names: list[str], said: Mapping[str, Array], place: Place
+    pieces: Pieces,
+    names: list[str],
+    said: Mapping[str, Array],
+    place: Place,
+    custom_ops: Sequence[str | Path],
 ) -> Iterator[tuple[str, list[_Trial]]]:
     """What a place makes of each layer, alone and with those before it, where it runs them."""
     tries = [
@@ -101,7 +109,7 @@ def _tried(
         if not deeper or pieces.feeds(name) != pieces.feeds(name, True)
     ]
     jobs = [
-        Job(model, [{n: said[n] for n in pieces.feeds(name, deeper)}])
+        Job(model, [{n: said[n] for n in pieces.feeds(name, deeper)}], custom_ops=custom_ops)
         for name, deeper, model in tries
     ]
     answers = list(zip(tries, ask(place, jobs), strict=True))
@@ -145,7 +153,7 @@ def _why(trial: _Trial, pieces: Pieces, said: Feed) -> tuple[str, float]:
         wrong = np.count_nonzero(answer != trial.got)
         if wrong < fewest:
             best, fewest = what, wrong
-    return best, 1 - fewest / differing if best else 0.0
+    return best, float(1 - fewest / differing) if best else 0.0
 
 
 def _suspects(trial: _Trial, feed: Feed, inside: list[str]) -> Iterator[tuple[str, Array]]:
