@@ -27,20 +27,33 @@ def show_providers(report: Report, console: Console) -> None:
         *(Column(title, "right") for title in ("nodes", "elsewhere", "cosine", "SQNR")),
         *(Column(title, "right") for title in ("top-1 agrees", "to the CPU", "median", "÷ float")),
     ]
-    print_table(console, columns, [_row(record) for record in report.providers])
+    names = labels(report.providers)
+    rows = [[name, *_row(r)] for name, r in zip(names, report.providers, strict=True)]
+    print_table(console, columns, rows)
     note = "cosine, SQNR, top-1: to the float model on the CPU; to the CPU: SQNR to the same model"
     print_text(console, note, 2, "dim")
-    for record in report.providers:
+    for name, record in zip(names, report.providers, strict=True):
         for line in lines(record):
-            print_text(console, f"{record.name}: {line}", 2)
+            print_text(console, f"{name}: {line}", 2)
+
+
+def labels(records: list[ProviderRecord]) -> list[str]:
+    """What users gave, without the command where nothing is lost.
+
+    >>> labels([ProviderRecord("cpu"), ProviderRecord("qnn@venv/bin/python")])
+    ['cpu', 'qnn']
+    >>> labels([ProviderRecord("cpu"), ProviderRecord("cpu@arm/python")])
+    ['cpu', 'cpu@arm/python']
+    """
+    short = [record.name.partition("@")[0] for record in records]
+    return [s if short.count(s) == 1 else r.name for s, r in zip(short, records, strict=True)]
 
 
 def _row(record: ProviderRecord) -> list[str]:
     if record.error:
-        return [record.name, *["–"] * 8]
+        return ["–"] * 8
     worst = min(record.outputs, key=lambda o: o.cosine, default=None)
     return [
-        record.name,
         str(record.nodes),
         str(record.elsewhere),
         cosine(worst.cosine) if worst else "–",

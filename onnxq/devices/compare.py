@@ -65,18 +65,15 @@ def compare_places(
             continue
         record.outputs = _compared(float_said, answer.outputs)
         record.against_cpu = _compared(said, answer.outputs)
-        record.same_bits = all(
-            np.array_equal(ours[key], theirs[key], equal_nan=True)
-            for ours, theirs in zip(said, answer.outputs, strict=True)
-            for key in ours
-        )
+        off = [_farthest(*pair) for pair in zip(said, answer.outputs, strict=True)]
+        record.same_bits = not any(off)
         record.steps = _steps(said, answer.outputs, scales)
         record.latency, earlier = _latency(answer), _latency(before)
         record.ratio = record.latency.median_ms / earlier.median_ms
         if not record.same_bits:
             progress(f"find where {name} differs", number, len(places))
             record.disagreement = first_disagreement(
-                quantized, feeds[0], place, custom_ops=custom_ops
+                quantized, feeds[int(np.argmax(off))], place, custom_ops=custom_ops
             )
     return records
 
@@ -109,6 +106,16 @@ def _compared(expected: Outputs, got: Outputs) -> list[OutputRecord]:
     for said, answered in zip(expected, got, strict=True):
         update(found, said, answered)
     return output_records(found)
+
+
+def _farthest(said: dict[str, Array], answered: dict[str, Array]) -> float:
+    """The largest difference of any output, infinite where only one is a number."""
+    largest = 0.0
+    for name, ours in said.items():
+        if not np.array_equal(ours, answered[name], equal_nan=True):
+            difference = np.abs(np.subtract(ours, answered[name], dtype=np.float64))
+            largest = max(largest, float(np.nan_to_num(difference, nan=np.inf).max()))
+    return largest
 
 
 def _steps(expected: Outputs, got: Outputs, scales: Mapping[str, float]) -> float | None:

@@ -183,8 +183,13 @@ def _suspects(trial: _Trial, feed: Feed, inside: list[str]) -> Iterator[tuple[st
         yield "falls to the other side of ties, as float32 does", _at_ties(layer, got)
     else:
         yield "computes integers of 64 bits in 32", evaluate(model, feed, narrow=True)[name]
-    for what, constant in _constants(model):
-        yield what, evaluate(model, feed, zeroed=(constant,))[name]
+    inputs = {value.name for value in model.graph.input}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in inputs:
+            what = "takes the zero point of its input for zero"
+            yield what, evaluate(model, feed, uncentred=node.output)[name]
+        if node.op_type in ("Conv", "Gemm") and len(node.input) > 2:
+            yield "leaves the bias out", evaluate(model, feed, zeroed=node.input[2:])[name]
 
 
 def _layer(
@@ -216,18 +221,3 @@ def _narrow_floats(got: Array) -> Iterator[tuple[str, Array]]:
     for what, kind in (("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)):
         with np.errstate(over="ignore"):
             yield f"gives numbers of {what}", got.astype(kind).astype(got.dtype)
-
-
-def _constants(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
-    """What a provider might leave out: zero points of what is read, and biases."""
-    stored = {t.name for t in model.graph.initializer}
-    makers = {name: node for node in model.graph.node for name in node.output}
-    inputs = {value.name for value in model.graph.input}
-    for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in inputs:
-            yield from (("takes the zero point of its input for zero", n) for n in node.input[2:])
-        if node.op_type in ("Conv", "Gemm") and len(node.input) > 2:
-            bias = node.input[2]
-            codes = makers[bias].input[0] if bias in makers else bias
-            if codes in stored:
-                yield "leaves the bias out", codes

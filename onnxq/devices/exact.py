@@ -26,18 +26,20 @@ def evaluate(
     *,
     unrounded: Collection[str] = (),
     zeroed: Collection[str] = (),
+    uncentred: Collection[str] = (),
     narrow: bool = False,
 ) -> dict[str, Array]:
     """All tensors of a model on one feed, floats in float64.
 
     `unrounded` are outputs of QuantizeLinear that keep their fraction and are not clipped;
-    `zeroed` are constants that count as zero; with `narrow` integers of 64 bits have 32:
-    constants end at their bounds, and results wrap around.
+    `zeroed` are tensors that count as zero; `uncentred` are outputs of DequantizeLinear that do so
+    with their zero point. With `narrow` integers of 64 bits have 32: constants end at their bounds,
+    and results wrap around.
     Raises whatever onnx.reference raises for an operator that it does not know.
     """
     known = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     values = {name: widen(array) for name, array in {**known, **feed}.items()}
-    values |= {name: np.zeros_like(values[name]) for name in zeroed}
+    values |= {name: np.zeros_like(values[name]) for name in zeroed if name in values}
     moving = set(feed)
     for node in model.graph.node:
         moves = not moving.isdisjoint(node.input)
@@ -46,7 +48,7 @@ def evaluate(
         if node.op_type == "QuantizeLinear":
             made = [quantize(node, values, node.output[0] not in unrounded)]
         elif node.op_type == "DequantizeLinear":
-            made = [dequantize(node, values)]
+            made = [dequantize(node, values, node.output[0] not in uncentred)]
         elif node.op_type == "Cast" and attribute(node, "to") in _FLOATS:
             made = [values[node.input[0]].astype(np.float64)]
         else:
@@ -54,6 +56,7 @@ def evaluate(
         if moves:
             moving.update(node.output)
             made = list(map(_wrapped, made)) if narrow else made
+        made = [0 * a if n in zeroed else a for n, a in zip(node.output, made, strict=False)]
         values |= dict(zip(node.output, map(widen, made), strict=False))
     return values
 
@@ -89,10 +92,10 @@ def quantize(node: onnx.NodeProto, values: Mapping[str, Array], rounded: bool) -
     return np.asarray(codes.astype(zero.dtype))
 
 
-def dequantize(node: onnx.NodeProto, values: Mapping[str, Array]) -> Array:
-    """x = s (y - z)."""
+def dequantize(node: onnx.NodeProto, values: Mapping[str, Array], centred: bool) -> Array:
+    """x = s (y - z); s y where it is not `centred`."""
     codes, scale, zero = operands(node, values)
-    return np.asarray((codes.astype(np.float64) - zero.astype(np.float64)) * scale)
+    return np.asarray((codes.astype(np.float64) - centred * zero.astype(np.float64)) * scale)
 
 
 def operands(node: onnx.NodeProto, values: Mapping[str, Array]) -> tuple[Array, Array, Array]:
