@@ -126,7 +126,8 @@ class _Writer:
         maker = tensor.inputs[0]
         if not readers and not g.is_output(self.body, tensor):
             return 0  # written down already
-        if saturation_does(maker, params):
+        own_kernel = maker.name in self.ctx.plan and self.ctx.plan[maker.name].inputs
+        if not own_kernel and saturation_does(maker, params):
             raw = maker.inputs[0]
             maker.inputs.clear()
             maker.outputs.clear()
