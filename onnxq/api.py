@@ -9,8 +9,8 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from itertools import chain
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 

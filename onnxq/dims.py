@@ -68,9 +68,7 @@ def _differ(spec: InputSpec, one: tuple[int, ...], other: tuple[int, ...]) -> st
     advice = "give samples of one shape"
     if isinstance(dim, str):
         size = 128 if max(one[axis], other[axis]) <= 128 else max(one[axis], other[axis])
-        advice = (
-            f"fix it, as in --dim {dim}={size}: text is then padded to it, arrays must have it"
-        )
+        advice = f"fix it, as in --dim {dim}={size}: text is then padded to it, arrays must have it"
     return (
         f"the target wants every dimension to be a number, and samples differ in {label} of "
         f"{spec.name!r} ({one[axis]} and {other[axis]}); {advice}"

@@ -8,6 +8,8 @@ float that has a rule, and each operator reads and makes codes:
    makes codes.
 3. What only moves values (its rule `keeps_grid`, or it is one of MOVERS) hands on the scale that
    it was given; a table of which rows are looked up moves values too.
+4. A Relu or Clip is part of the layer before it where its bounds are where the codes end, as those
+   of asymmetric codes are: it then needs no operator.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from onnxq.passes.solve.planner import HEAVY, MOVERS, Planner
 from onnxq import graph as g
 from onnxq.graph import Node
 from onnxq.pipeline import NodePlan
+from onnxq.target import OpRule
 
 LOOKUP = "Gather"
 _FIRST_ALONE = ("Clip", "Resize", "Pad", "Upsample")  # their other operands are no data
@@ -49,6 +52,14 @@ class WholePlanner(Planner):
             codes = self.coded.get(node.inputs[0].name, codes)
         alone = self._fused(node, rule) is None
         return NodePlan(activation=codes, inputs=operands, output=alone, rule=rule)
+
+    def _fused(self, node: Node, rule: OpRule) -> Node | None:
+        """A bound that the ends of the codes are; one that stayed in between would cost a kernel."""
+        reader = super()._fused(node, rule)
+        codes = rule.activation
+        if reader is None or codes is None or codes.symmetric:
+            return None
+        return reader if reader.op == "Relu" or not codes.power_of_two else None
 
     def _operands(self, node: Node) -> tuple[int, ...]:
         """The slots of the floats that it computes on."""
