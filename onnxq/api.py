@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -23,6 +24,7 @@ from onnxq.checkpoint import Checkpoint
 from onnxq.choose import settle
 from onnxq.devices import Place
 from onnxq.devices.compare import compare_places
+from onnxq.dims import fix_dims, fix_shapes
 from onnxq.errors import OnnxqError
 from onnxq.group_losses import compare_groups
 from onnxq.groups import GroupBy, Grouped, Groups
@@ -72,6 +74,7 @@ def quantize(
     samples: Source = None,
     preprocess: Preprocessing = None,
     states: Mapping[str, str] | None = None,
+    dims: Mapping[str, int] | None = None,
     output: str | Path | None = None,
     recipe: str | Path | Recipe | None = None,
     settings: Sequence[str] = (),
@@ -105,6 +108,8 @@ def quantize(
     samples of `max_tokens` tokens at most.
     `states` pairs outputs with the inputs that they are in the next run, {output: input}, beside
     the pairs that their names tell; samples may leave such inputs out.
+    `dims` fixes named dimensions of the inputs, {name: size}, and all that follows from them. For a
+    target that wants every dimension to be a number, the others are those of the samples.
     `limit` is how many of them calibrate. `group_by` shows what each group of all the others loses:
     an array of `samples` beside the inputs, by name, with an entry per sample; "folder" for the
     sub-folders of images; "module:function" or a function, called with each feed for its label; or
@@ -136,6 +141,8 @@ def quantize(
     place = Path(output) if output else path.with_name(f"{path.stem}.{chosen.name}.onnx")
     _check_paths(path, place)
     model_proto = load_proto(path)
+    if dims:
+        model_proto = fix_dims(model_proto, dims)
     original = g.load(model_proto, path.parent)
     _check_inputs(model_proto)
     _check_weights(original)
@@ -169,6 +176,9 @@ def quantize(
         report.samples = calibration.description
     elif check:
         unseen = _made_up_for_verification(sampling, report)
+    if device.fixed_shapes:
+        model_proto = fix_shapes(model_proto, chain(calibration or (), unseen or ()))
+        original = g.load(model_proto, path.parent)
     grouped: Grouped | None = None
     if groups is not None and calibration is not None:
         drawn = sampling.given(samples, limit + VERIFICATION_SAMPLES)

@@ -125,6 +125,17 @@ States = Annotated[
         "Usual names are recognised. Can be repeated.",
     ),
 ]
+Dims = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dim",
+        metavar="NAME=N",
+        rich_help_panel=RUN,
+        show_default=False,
+        help="Fix a named dimension of the inputs, such as batch=1 or sequence=128. Can be "
+        "repeated.",
+    ),
+]
 GroupBy = Annotated[
     str | None,
     typer.Option(
@@ -402,6 +413,19 @@ def state_pairs(states: list[str] | None) -> dict[str, str]:
             raise OnnxqError(f"--state {text}: {output!r} is paired already; give it once")
         pairs[output] = name
     return pairs
+
+
+def fixed_dims(dims: list[str] | None) -> dict[str, int]:
+    """NAME=N, as often as it is given, as {NAME: N}."""
+    fixed: dict[str, int] = {}
+    for text in dims or ():
+        name, _, size = text.partition("=")
+        if not (name and size.isdecimal()):
+            raise OnnxqError(f"--dim {text}: give a name and a size, as in --dim batch=1")
+        if name in fixed:
+            raise OnnxqError(f"--dim {text}: {name!r} is fixed already; give it once")
+        fixed[name] = int(size)
+    return fixed
 
 
 def bytes_of(option: str, text: str) -> int:

@@ -9,6 +9,7 @@ from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.integer_only import IntegerOnly
 from onnxq.passes.lower.matmul_nbits import MatMulNBits
 from onnxq.passes.prepare.awq import AWQ
+from onnxq.passes.prepare.compose import Compose
 from onnxq.passes.prepare.equalize import Equalize
 from onnxq.passes.prepare.fold_batchnorm import FoldBatchNorm
 from onnxq.passes.prepare.normalize import Normalize
@@ -46,6 +47,7 @@ __all__ = [
     "BiasCorrect",
     "Calibrate",
     "Codebook",
+    "Compose",
     "CoordinateDescent",
     "Dynamic",
     "Equalize",

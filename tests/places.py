@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from onnxq.devices import Place
 PROVIDERS = {"openvino": "openvino", "qnn": "qnn", "web": "cpu", "arm64": "cpu"}  # place: provider
 
 
-def place(name: str) -> Place:
+def place(name: str, options: Mapping[str, str] | None = None) -> Place:
     """A place by name; skips the test, with the reason, where it could not be had."""
     root = Path(__file__).resolve().parent.parent / ".providers"
     folder = Path(os.environ.get("ONNXQ_PROVIDERS", root)) / name
@@ -21,4 +22,4 @@ def place(name: str) -> Place:
         reason = folder / "reason"
         why = reason.read_text("utf-8").strip() if reason.exists() else "not made"
         pytest.skip(f"{name}: {why}; make it with scripts/providers {name}")
-    return Place.parse(f"{PROVIDERS[name]}@{shlex.quote(str(folder / 'python'))}")
+    return Place.parse(f"{PROVIDERS[name]}@{shlex.quote(str(folder / 'python'))}", options)

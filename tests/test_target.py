@@ -38,7 +38,7 @@ def written(folder: Path, text: str) -> str:
 def test_every_shipped_target_loads_and_says_where_its_rules_come_from(name: str) -> None:
     target = load_target(name)
     assert target.name == name
-    assert target.providers == ("CPUExecutionProvider",)
+    assert len(target.providers) == 1
     assert target.summary
     for op in ("Conv", "Gemm", "MatMul", "Gather", "Add", "MaxPool"):
         for rule in target.ops[op]:
@@ -159,8 +159,8 @@ def test_auto_reads_the_machine(
 WIDE, STANDARD, NARROW = Format(8, 16), Format(8, 8), Format(4, 8)
 
 
-@pytest.mark.parametrize("name", target_names())
-def test_every_target_has_16_and_4_bit_rules_for_the_products_it_has_8_bit_rules_for(
+@pytest.mark.parametrize("name", [n for n in target_names() if load_target(n).is_cpu])
+def test_every_cpu_target_has_16_and_4_bit_rules_for_the_products_it_has_8_bit_rules_for(
     name: str,
 ) -> None:
     target = load_target(name)
