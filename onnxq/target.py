@@ -126,16 +126,26 @@ class OpRule:
 
 @dataclass(frozen=True)
 class Support:
-    """Operators that a provider runs as they stand, outside quantized layers, and how we know.
+    """Operators that a provider runs, and how we know.
 
-    `types` are the element types of the data they compute on; `ranks` the least and the most of
-    its dimensions (none: any); `attributes` the values that an attribute may have.
+    As they stand: `types` are the element types of the data they compute on; `ranks` the least and
+    the most of its dimensions (none: any); `attributes` the values that an attribute may have.
+    Between QuantizeLinear and DequantizeLinear, in integers: `codes` are the element types of what
+    they read, `weights` those of their constants; with `types` instead of `codes`, only constants
+    are codes. `output` says what such a kernel hands on: codes, float, or either.
+    `constant` are the inputs that have to be constants. `fails` says what becomes of a model that
+    has such a node: the provider takes it, and then does not load.
     """
 
-    types: tuple[str, ...]
     source: str
+    types: tuple[str, ...] = ()
+    codes: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    output: Literal["quantized", "float", "any"] = "quantized"
     ranks: tuple[int, ...] = ()
     attributes: dict[str, list[Any]] = field(default_factory=dict)
+    constant: tuple[int, ...] = ()
+    fails: str = ""
 
 
 @dataclass(frozen=True)

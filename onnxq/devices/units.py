@@ -1,0 +1,126 @@
+"""What stands around a node of a quantized model: the codes that it reads, holds and hands on.
+
+A layer in QDQ form is an operator that reads DequantizeLinear and is read by QuantizeLinear. A
+runtime takes the whole for one operation on codes, if it has one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from onnxq import graph as g
+from onnxq.graph import Graph, Node
+
+CODES = ("int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16")
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+ACTIVATIONS = ("Relu", "Clip")  # the runtime drops them where the codes' range says the same
+_RANDOM = (
+    "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial",
+    "Bernoulli",
+)  # fmt: skip
+_DATA = {"Where": 1, "OneHot": 2}  # the input that is data, where it is not the first
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Element types of codes: of data that a node reads, of constants, of what it hands on.
+
+    Empty where there are none. `reads_float` says that some of its data are floats, `last` is the
+    node that hands on: the layer's own, or a Relu or Clip that is one with it.
+    """
+
+    activation: str
+    weight: str
+    result: str
+    reads_float: bool
+    last: Node
+
+    @property
+    def quantized(self) -> bool:
+        return bool(self.activation or self.weight)
+
+
+def unit(graph: Graph, node: Node, fixed: frozenset[int]) -> Unit:
+    """The codes around a node; `fixed` are the ids of the tensors that do not change."""
+    activation, weight, reads_float = "", "", False
+    for tensor in node.inputs:
+        maker = g.producer(tensor)
+        if maker is None or maker.op != "DequantizeLinear":
+            reads_float |= g.is_float(tensor) and bool(tensor.name) and id(tensor) not in fixed
+        elif id(maker.inputs[0]) in fixed:
+            kind = type_name(maker.inputs[0])
+            weight = weight or ("" if kind == "int32" else kind)
+        else:
+            activation = activation or type_name(maker.inputs[0])
+    last, outputs = node, [tensor for tensor in node.outputs if tensor.name]
+    reader = g.sole_consumer(graph, outputs[0]) if len(outputs) == 1 else None
+    if reader is not None and reader.op in ACTIVATIONS and reader.inputs[0] is outputs[0]:
+        last, outputs = reader, reader.outputs
+    result = _result(graph, outputs)
+    if not result:
+        last, result = node, _result(graph, [tensor for tensor in node.outputs if tensor.name])
+    return Unit(activation, weight, result, reads_float, last)
+
+
+def _result(graph: Graph, outputs: list[gs.Tensor]) -> str:
+    """The type of the codes that all readers of these tensors turn them into."""
+    readers = [reader for tensor in outputs for reader in tensor.outputs]
+    if not readers or any(g.is_output(graph, tensor) for tensor in outputs):
+        return ""
+    if any(reader.op != "QuantizeLinear" for reader in readers):
+        return ""
+    return type_name(readers[0].outputs[0])
+
+
+def fixed_tensors(graph: Graph) -> frozenset[int]:
+    """Ids of the tensors that a runtime knows when it loads a model: constants and what follows.
+
+    It leaves DequantizeLinear for the kernels that fuse it, and knows the shape of what has one.
+    """
+    shapes, fixed = g.shapes(graph), set[int]()
+    for body in g.subgraphs(graph):
+        for node in body.nodes:
+            fixed |= {id(tensor) for tensor in node.inputs if g.is_constant(tensor)}
+            if is_folded(node, fixed, shapes):
+                fixed |= {id(tensor) for tensor in node.outputs}
+    return frozenset(fixed)
+
+
+def is_folded(
+    node: Node, fixed: set[int] | frozenset[int], shapes: dict[str, tuple[int | str | None, ...]]
+) -> bool:
+    """Whether a runtime computes a node when it loads the model."""
+    if node.op in ("Shape", "Size"):
+        shape = shapes.get(node.inputs[0].name)
+        return shape is not None and all(isinstance(size, int) for size in shape)
+    if node.op in (*_RANDOM, "DequantizeLinear") or g.bodies(node):
+        return False
+    return all(id(tensor) in fixed for tensor in node.inputs if tensor.name)
+
+
+def reads_codes(node: Node) -> bool:
+    """Whether a node computes on codes: some input is of their types.
+
+    The same can be asked of the graph that a runtime made of a model.
+    """
+    if node.op in QUANTIZERS or node.op in ("Cast", "If", "Loop", "Scan"):
+        return False
+    if node.op.startswith("DynamicQuantize"):
+        return True
+    return any(type_name(tensor) in CODES for tensor in node.inputs)
+
+
+def data_type(node: Node) -> str:
+    """The element type of the data that a node computes on; empty where it is not known."""
+    place = _DATA.get(node.op, 0)
+    if node.op == "DequantizeLinear" or place < len(node.inputs):
+        return type_name(node.inputs[place])
+    return type_name(node.outputs[0]) if node.outputs else ""
+
+
+def type_name(tensor: gs.Tensor) -> str:
+    """As NumPy and ml_dtypes call it; empty where it is not known."""
+    kind = g.dtype(tensor)
+    return "" if kind is None else kind.name
