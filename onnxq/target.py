@@ -17,6 +17,7 @@ from onnxq.errors import OnnxqError, suggest
 from onnxq.graph import is_depthwise, weight_view
 from onnxq.qtype import QType
 
+CPU = "CPUExecutionProvider"
 Form = Literal["static", "dynamic", "weights", "integer"]
 
 _FORMAT = re.compile(r"(?:w(\d+)(?::(\d+))?)?(?:a(\d+))?")
@@ -82,6 +83,7 @@ class OpRule:
     `pair_limit` bounds |w_k + w_k+1| of neighbouring weights of one sign (None: no bound).
     `blocks` are the numbers of neighbouring weights that may share a scale (none: only those of
     `weight`), `accuracy_level` is what the kernel for them computes in (4: 8-bit activations).
+    `keeps_grid`: its result must have the scale of its input.
     """
 
     form: Form
@@ -96,6 +98,7 @@ class OpRule:
     batched: bool | None = None
     blocks: tuple[int, ...] = ()
     accuracy_level: int = 0
+    keeps_grid: bool = False
 
     def takes(self, format: Format) -> bool:
         """Whether it is of these widths, and something is left of it."""
@@ -161,6 +164,7 @@ class Target:
     session: dict[str, str] = field(default_factory=dict)
     provider_options: dict[str, str] = field(default_factory=dict)
     fixed_shapes: bool = False  # every dimension must be a number when the model is loaded
+    whole: bool = False  # what stays float is slow there: all that has a rule becomes integer
     supports: dict[str, tuple[Support, ...]] = field(default_factory=dict)  # none known: any
     integer_operators: tuple[str, ...] = ()  # those that `fuse-integer` may write
     dense_channels: int = 1  # input channels that QLinearConv takes at once
@@ -171,8 +175,14 @@ class Target:
 
     @property
     def is_here(self) -> bool:
-        """Whether this machine is of the target's kind: what is timed here holds there."""
-        return not self.machines or platform.machine().lower() in self.machines
+        """Whether it is this machine's CPU or of its kind: what is timed here holds there."""
+        kind = not self.machines or platform.machine().lower() in self.machines
+        return kind and self.is_cpu
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether the provider that this process has runs it."""
+        return not self.providers or CPU in self.providers
 
     def rule(self, node: gs.Node, form: Form, format: Format = W8A8) -> OpRule | None:
         """The first rule that takes this node in this form and these widths."""
@@ -264,6 +274,7 @@ def _parse(name: str, text: str) -> Target:
             "session",
             "provider_options",
             "fixed_shapes",
+            "whole",
             "supports",
             "integer_operators",
             "dense_channels",

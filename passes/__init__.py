@@ -10,6 +10,7 @@ from onnxq.passes.lower.integer_only import IntegerOnly
 from onnxq.passes.lower.matmul_nbits import MatMulNBits
 from onnxq.passes.prepare.awq import AWQ
 from onnxq.passes.prepare.equalize import Equalize
+from onnxq.passes.prepare.compose_gelu import ComposeGelu
 from onnxq.passes.prepare.fold_batchnorm import FoldBatchNorm
 from onnxq.passes.prepare.normalize import Normalize
 from onnxq.passes.prepare.smoothquant import SmoothQuant
@@ -37,6 +38,7 @@ from onnxq.passes.solve.spare_slow import SpareSlow
 
 __all__ = [
     "AWQ",
+    "ComposeGelu",
     "GPTQ",
     "HQQ",
     "AdaRound",

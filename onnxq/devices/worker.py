@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+from importlib.util import find_spec
 from typing import Any
 
 PLUGINS = {"QNNExecutionProvider": "onnxruntime_qnn"}  # packages beside onnxruntime's own
@@ -88,7 +89,7 @@ def session_options(ort: Any, job: dict[str, Any], place: str) -> Any:
 
 def add_provider(ort: Any, options: Any, provider: str, values: dict[str, str]) -> dict[str, Any]:
     """Make the session use the provider; what is left to say when it is made."""
-    if provider in PLUGINS and provider not in ort.get_available_providers():
+    if provider in PLUGINS and find_spec(PLUGINS[provider]) is not None:
         package = __import__(PLUGINS[provider])
         if provider not in [device.ep_name for device in ort.get_ep_devices()]:
             ort.register_execution_provider_library(provider, package.get_library_path())

@@ -26,7 +26,7 @@ from onnxq.passes.solve.quantize_bias import bias_key
 from onnxq import graph as g
 from onnxq.graph import Graph, Node
 from onnxq.pipeline import Context, NodePlan, Pass
-from onnxq.qtype import QParams, QTensor
+from onnxq.qtype import QParams, QTensor, quantize
 
 
 @dataclass(frozen=True)
@@ -161,13 +161,17 @@ class _Writer:
         return self.dequantized[name]
 
     def _quantize_dequantize(
-        self, x: gs.Variable, params: QParams, out: gs.Variable, name: str
+        self, x: gs.Tensor, params: QParams, out: gs.Variable, name: str
     ) -> None:
         qtype = params.qtype
         scale = self.maker.constant(f"{name}_scale", params.scale)
         zero = self.maker.constant(f"{name}_zero_point", eight_bit_zero(params.zero, qtype))
-        codes = self.maker.emit(self.body, "QuantizeLinear", [x, scale, zero], name)
-        if qtype.bits < 8:
+        if isinstance(x, gs.Constant):
+            held = quantize(g.values(x), params.scale, params.zero, qtype)
+            codes = self.maker.constant(f"{name}_quantized", held.astype(zero.dtype))
+        else:
+            codes = self.maker.emit(self.body, "QuantizeLinear", [x, scale, zero], name)
+        if qtype.bits < 8 and not isinstance(x, gs.Constant):
             ends = [np.asarray(end, zero.dtype) for end in (qtype.qmin, qtype.qmax)]
             bounds = [self.maker.constant(f"code_{end}_{end.dtype}", end) for end in ends]
             codes = self.maker.emit(self.body, "Clip", [codes, *bounds], name)
@@ -202,7 +206,8 @@ class _Writer:
 
     def _bias(self, name: str, q: QTensor) -> gs.Variable:
         codes = self.maker.constant(f"{name}_quantized", np.ascontiguousarray(q.codes[:, 0]))
-        return self._dequantize(self.body, name, codes, q.scale, q.zero, {"axis": 0})
+        attrs = {"axis": 0} if q.scale.ndim else {}
+        return self._dequantize(self.body, name, codes, q.scale, q.zero, attrs)
 
     def _dequantize(
         self,

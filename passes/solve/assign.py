@@ -16,6 +16,7 @@ from onnxq.passes.solve.integer_planner import FORM as INTEGER
 from onnxq.passes.solve.integer_planner import WIDE, IntegerPlanner
 from onnxq.passes.solve.planner import FLOAT, HEAVY, MOVERS, Planner, Scheme, Wishes
 from onnxq.passes.solve.selectors import Selector, formats_by_node, split
+from onnxq.passes.solve.whole_planner import WholePlanner
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
@@ -84,14 +85,17 @@ class Assign(Pass):
         refuse_quantized(graph)
         wishes = self._wishes(graph, ctx)
         hidden = {id(body) for body in g.hidden(graph)}
-        if self.form == INTEGER:
+        whole = self._is_whole(ctx)
+        if self.form == INTEGER or whole:
             g.infer_types(graph)
         for body in g.subgraphs(graph):
-            planner = (
-                IntegerPlanner(graph, body, ctx, wishes)
-                if self.form == INTEGER
-                else Planner(body, ctx, wishes)
-            )
+            planner: Planner | IntegerPlanner
+            if self.form == INTEGER:
+                planner = IntegerPlanner(graph, body, ctx, wishes)
+            elif whole:
+                planner = WholePlanner(body, ctx, wishes)
+            else:
+                planner = Planner(body, ctx, wishes)
             planner.hidden = id(body) in hidden
             planner.run()
         done = len(ctx.plan.quantized(g.walk(graph)))
@@ -113,6 +117,9 @@ class Assign(Pass):
         ctx.tied = find_tied_weights(graph, ctx)
         return done
 
+    def _is_whole(self, ctx: Context) -> bool:
+        return ctx.target.whole and self.form == "static"
+
     def _wishes(self, graph: Graph, ctx: Context) -> Wishes:
         """What is wanted of each node, after raising the opset to what can say it."""
         default = Format.parse(self.format)
@@ -132,7 +139,7 @@ class Assign(Pass):
             default,
             self.form,
             Scheme(self.per_tensor, self.symmetric, self.power_of_two),
-            {} if self.form == INTEGER else _delicate(graph),
+            {} if self.form == INTEGER or self._is_whole(ctx) else _delicate(graph),
             self.scale_bits,
         )
 

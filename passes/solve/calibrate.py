@@ -59,7 +59,7 @@ class Calibrate(Pass):
         scores = masked(graph)
 
         def observer(name: str) -> Observer:
-            if types[name].bits == WIDE and name in scores:
+            if name in scores and (types[name].bits == WIDE or ctx.target.whole):
                 return scores[name]()
             return MinMax() if extremes or types[name].bits == WIDE else Histogram()
 
@@ -68,6 +68,7 @@ class Calibrate(Pass):
     def apply(self, graph: Graph, ctx: Context) -> int:
         made = 0
         types = activation_types(graph, ctx)
+        _range_constants(graph, ctx)
         probabilities = probabilities_of_codes(graph, types)
         for name, qtype in types.items():
             if name not in ctx.activations:
@@ -117,7 +118,8 @@ def activation_types(graph: Graph, ctx: Context) -> dict[str, QType]:
         if plan.activation is None:
             continue
         for slot in plan.inputs:
-            types.setdefault(node.inputs[slot].name, plan.activation)
+            if not g.is_constant(node.inputs[slot]):
+                types.setdefault(node.inputs[slot].name, plan.activation)
         if plan.handed_on:
             for tensor in node.outputs:
                 if g.dtype(tensor) is None or g.is_float(tensor):  # not the places of a TopK
@@ -137,6 +139,19 @@ def probabilities_of_codes(graph: Graph, types: Mapping[str, QType]) -> set[str]
     return found
 
 
+def _range_constants(graph: Graph, ctx: Context) -> None:
+    """Of operands that no sample changes, their values are the range."""
+    scores = masked(graph)
+    for node, plan in ctx.plan.quantized(g.walk(graph)):
+        for tensor in (node.inputs[slot] for slot in plan.inputs):
+            if not g.is_constant(tensor) or plan.activation is None:
+                continue
+            seen = scores.get(tensor.name, MinMax)()
+            seen.update(np.asarray(g.values(tensor), np.float32))
+            ends = seen.result()
+            ctx.activations[tensor.name] = QParams.from_range(ends.low, ends.high, plan.activation)
+
+
 def _stands_for(tensor: gs.Tensor) -> set[str]:
     """A tensor and those that were only moved to become it."""
     names = {tensor.name}
@@ -150,7 +165,8 @@ def _stands_for(tensor: gs.Tensor) -> set[str]:
 def _share_along_movers(graph: Graph, ctx: Context) -> None:
     """What only moves values keeps their scale, so that the runtime moves codes."""
     for node, plan in ctx.plan.quantized(g.walk(graph)):
-        source = ctx.activations.get(node.inputs[0].name) if node.op in KEEP_GRID else None
+        keeps = node.op in KEEP_GRID or (plan.rule is not None and plan.rule.keeps_grid)
+        source = ctx.activations.get(node.inputs[0].name) if keeps else None
         if source is not None and plan.output:
             for tensor in node.outputs:
                 ctx.activations[tensor.name] = source

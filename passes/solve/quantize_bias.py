@@ -49,10 +49,10 @@ class QuantizeBias(Pass):
         for node, key in biased:
             weight = ctx.weights[node.inputs[1].name]
             bias = _real(node, weight)
-            unit = np.broadcast_to(_unit(node, weight, ctx), bias.shape)
+            unit = _unit(node, weight, ctx)  # one for all where the weight has one scale
             codes = np.rint(bias / unit).astype(np.int32)[:, None]
-            zero = np.zeros(bias.shape, np.int32)
-            ctx.weights[key] = QTensor(codes, unit.astype(np.float32), zero, _INT32)
+            unit = unit.astype(np.float32)
+            ctx.weights[key] = QTensor(codes, unit, np.zeros(unit.shape, np.int32), _INT32)
         return len(biased)
 
 

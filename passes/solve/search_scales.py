@@ -48,10 +48,11 @@ class SearchScales(WeightSolver):
 
     def _search_activations(self, graph: Graph, ctx: Context) -> int:
         fixed = probabilities_of_codes(graph, activation_types(graph, ctx))
+        tables = {id(q) for name, q in ctx.activations.items() if _key(name) not in ctx.stats}
         candidates = {
             name: rules(ctx.stats[_key(name)], now)
             for name, now in ctx.activations.items()
-            if _key(name) in ctx.stats and name not in fixed
+            if _key(name) in ctx.stats and name not in fixed and id(now) not in tables
         }
         if (self.name, ACTIVATIONS) in ctx.solved or not candidates or ctx.samples is None:
             return 0

@@ -34,6 +34,8 @@ class SpareQuiet(Pass):
     analysis: ClassVar[bool] = True
 
     def observe(self, graph: Graph, ctx: Context) -> Mapping[str, Observer]:
+        if ctx.target.whole:
+            return {}
         return {
             f"{name}#loudness": Loudness()
             for node, plan in _readers(graph, ctx)
@@ -41,6 +43,8 @@ class SpareQuiet(Pass):
         }
 
     def apply(self, graph: Graph, ctx: Context) -> int:
+        if ctx.target.whole:
+            return 0
         spared: list[str] = []
         others_spared = 0
         for node, plan in _readers(graph, ctx):
