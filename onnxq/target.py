@@ -134,8 +134,8 @@ class Support:
     As they stand: `types` are the element types of the data they compute on; `ranks` the least and
     the most of its dimensions (none: any); `attributes` the values that an attribute may have.
     Between QuantizeLinear and DequantizeLinear, in integers: `codes` are the element types of what
-    they read, `weights` those of their constants; with `types` instead of `codes`, only constants
-    are codes. `output` says what such a kernel hands on: codes, float, or either.
+    they read, `weights` those of their constants (none: those of `codes`; `["none"]`: it takes no
+    constants); with `types` instead of `codes`, only constants are codes. `output` says what such a kernel hands on: codes, float, or either.
     `constant` are the inputs that have to be constants. `fails` says what becomes of a model that
     has such a node: the provider takes it, and then does not load.
     """
@@ -165,6 +165,7 @@ class Target:
     provider_options: dict[str, str] = field(default_factory=dict)
     fixed_shapes: bool = False  # every dimension must be a number when the model is loaded
     whole: bool = False  # what stays float is slow there: all that has a rule becomes integer
+    takes_units: bool = False  # a layer between quantizers is taken as one, or left as a whole
     supports: dict[str, tuple[Support, ...]] = field(default_factory=dict)  # none known: any
     integer_operators: tuple[str, ...] = ()  # those that `fuse-integer` may write
     dense_channels: int = 1  # input channels that QLinearConv takes at once
@@ -274,6 +275,7 @@ def _parse(name: str, text: str) -> Target:
             "session",
             "provider_options",
             "fixed_shapes",
+            "takes_units",
             "whole",
             "supports",
             "integer_operators",

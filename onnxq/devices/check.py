@@ -85,12 +85,14 @@ def verdicts(graph: Graph, target: Target, custom_ops: bool = False) -> list[Ver
 
 class _Judge:
     def __init__(self, graph: Graph, target: Target, custom_ops: bool) -> None:
-        g.infer_types(graph)
+        units.give_types(graph)
         self.graph, self.target, self.custom_ops = graph, target, custom_ops
         self.shapes = g.shapes(graph)
         self.fixed = units.fixed_tensors(graph)
         self.alone = target.providers[:1] in ((), ("CPUExecutionProvider",))
-        self.takes_units = any(row.codes for rows in target.supports.values() for row in rows)
+        rows = [row for rows in target.supports.values() for row in rows]
+        self.lists_codes = any(row.codes for row in rows)
+        self.lists_types = any(row.types and not row.weights for row in rows)
         self.cpu = target if self.alone else load_target("cpu")
         self.of_unit: dict[str, Verdict] = {}  # of the quantizers around a layer, by node name
 
@@ -136,7 +138,7 @@ class _Judge:
             return self._noted(body, node, around, made)
         complete = bool(around.activation and around.result) and not around.reads_float
         plain = self._plain(rows, node)
-        if plain is not None and not (self.takes_units and complete and not self.alone):
+        if plain is not None and not (self.target.takes_units and complete):
             if plain.fails:
                 made.kind, made.reason = "will not run", plain.fails
                 made.fix = f"exclude {node.name!r} from the model or take another target"
@@ -204,16 +206,16 @@ class _Judge:
 
     def _plain(self, rows: list[Support], node: Node) -> Support | None:
         """The row by which a node runs as it stands; of a target that lists none, any node does."""
-        if not self.target.supports:
+        if not self.lists_types:
             return Support(source="the target lists no operators")
         kind = units.data_type(node)
         rows = [row for row in rows if row.types and not row.weights]
         return next((row for row in rows if not kind or kind in row.types), None)
 
     def _in_integers(self, rows: list[Support], node: Node, around: Unit) -> bool:
-        if not self.takes_units:
-            return self._has_rule(node, around)
-        return any(_takes(row, around, units.data_type(node)) for row in rows)
+        if any(_takes(row, around, units.data_type(node)) for row in rows):
+            return True
+        return not self.lists_codes and self._has_rule(node, around)
 
     def _has_rule(self, node: Node, around: Unit) -> bool:
         return any(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
-
 from onnxq import graph as g
 from onnxq.devices import units
 from onnxq.devices.check import HERE, CheckReport, Verdict
@@ -13,7 +11,6 @@ from onnxq.devices.place import Answer, Place
 from onnxq.graph import Graph, Node
 
 CPU = "CPUExecutionProvider"
-_TO_FLOAT = ("DequantizeLinear", "MatMulIntegerToFloat")
 _ABSORBED = ("Add", "Mul", "Cast", "Relu", "Clip")  # what kernels on codes do beside their own
 _COPIED = re.compile(r"(_token_\d+|/duplicated\S*|_nhwc|_nchwc)+$")  # what the runtime adds to names
 
@@ -52,26 +49,13 @@ def _on_the_cpu(report: CheckReport, graph: Graph, answer: Answer) -> None:
     if answer.optimized is None:
         return
     made = g.load(answer.optimized)
-    g.infer_types(made)
-    _give_types(made)
+    units.give_types(made)
     by_name = {_COPIED.sub("", node.name): node for node in g.walk(made)}
     by_output = {t.name: node for node in g.walk(made) for t in node.outputs if t.name}
     for body in g.subgraphs(graph):
         for node in body.nodes:
             verdict = next(v for v in report.verdicts if v.node == node.name)
             _judge(verdict, _kernel(body, node, by_name, by_output))
-
-
-def _give_types(graph: Graph) -> None:
-    """Types behind the runtime's own operators, which ONNX does not infer."""
-    for node in g.walk(graph):
-        codes = next((t.dtype for t in node.inputs if units.type_name(t) in units.CODES), None)
-        kind = np.float32 if node.op in _TO_FLOAT else node.inputs[0].dtype if node.inputs else None
-        if codes is not None and node.op.startswith("QLinear"):
-            kind = codes
-        for tensor in node.outputs:
-            if tensor.dtype is None:
-                tensor.dtype = kind
 
 
 def _kernel(
@@ -98,7 +82,11 @@ def _judge(verdict: Verdict, kernel: Node | None) -> None:
     verdict.happened = f"{kernel.op}, on codes" if on_codes else kernel.op
     if verdict.op in units.QUANTIZERS:
         verdict.agrees = verdict.kind == "runs"
-    elif on_codes and verdict.op in _ABSORBED and verdict.op not in kernel.op:
+    elif on_codes and verdict.op in _ABSORBED and not _is_of(kernel.op, verdict.op):
         verdict.happened = f"part of {kernel.op}"
     else:
         verdict.agrees = verdict.kind == "integer" if on_codes else verdict.kind in HERE[1:]
+
+
+def _is_of(kernel: str, op: str) -> bool:
+    return kernel in (op, f"QLinear{op}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import ml_dtypes
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq import graph as g
@@ -15,7 +17,9 @@ from onnxq.graph import Graph, Node
 
 CODES = ("int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16")
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
-ACTIVATIONS = ("Relu", "Clip")  # the runtime drops them where the codes' range says the same
+MOVED = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
+"""Operators past which the runtime moves quantizers: DequantizeLinear down, QuantizeLinear up."""
+_TO_FLOAT = ("DequantizeLinear", "MatMulIntegerToFloat")
 _RANDOM = (
     "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial",
     "Bernoulli",
@@ -46,7 +50,7 @@ def unit(graph: Graph, node: Node, fixed: frozenset[int]) -> Unit:
     """The codes around a node; `fixed` are the ids of the tensors that do not change."""
     activation, weight, reads_float = "", "", False
     for tensor in node.inputs:
-        maker = g.producer(tensor)
+        maker = _source(tensor)
         if maker is None or maker.op != "DequantizeLinear":
             reads_float |= g.is_float(tensor) and bool(tensor.name) and id(tensor) not in fixed
         elif id(maker.inputs[0]) in fixed:
@@ -54,24 +58,60 @@ def unit(graph: Graph, node: Node, fixed: frozenset[int]) -> Unit:
             weight = weight or ("" if kind == "int32" else kind)
         else:
             activation = activation or type_name(maker.inputs[0])
-    last, outputs = node, [tensor for tensor in node.outputs if tensor.name]
+    outputs = [tensor for tensor in node.outputs if tensor.name]
+    result, last = _result(graph, outputs), node
     reader = g.sole_consumer(graph, outputs[0]) if len(outputs) == 1 else None
-    if reader is not None and reader.op in ACTIVATIONS and reader.inputs[0] is outputs[0]:
-        last, outputs = reader, reader.outputs
-    result = _result(graph, outputs)
-    if not result:
-        last, result = node, _result(graph, [tensor for tensor in node.outputs if tensor.name])
+    if reader is not None and reader.op in ("Relu", "Clip") and reader.inputs[0] is outputs[0]:
+        after = _quantizers(graph, reader.outputs)
+        if after and all(_says_the_same(quantizer, reader) for quantizer in after):
+            result, last = type_name(after[0].outputs[0]), reader
     return Unit(activation, weight, result, reads_float, last)
+
+
+def _source(tensor: gs.Tensor) -> Node | None:
+    """What makes a tensor, the operators that quantizers are moved past left out."""
+    maker = g.producer(tensor)
+    while maker is not None and maker.op in MOVED:
+        maker = g.producer(maker.inputs[0])
+    return maker
 
 
 def _result(graph: Graph, outputs: list[gs.Tensor]) -> str:
     """The type of the codes that all readers of these tensors turn them into."""
-    readers = [reader for tensor in outputs for reader in tensor.outputs]
-    if not readers or any(g.is_output(graph, tensor) for tensor in outputs):
-        return ""
-    if any(reader.op != "QuantizeLinear" for reader in readers):
-        return ""
-    return type_name(readers[0].outputs[0])
+    found = _quantizers(graph, outputs)
+    return type_name(found[0].outputs[0]) if found else ""
+
+
+def _quantizers(graph: Graph, outputs: list[gs.Tensor]) -> list[Node]:
+    """The QuantizeLinear that read these tensors; none where anything else does."""
+    found = []
+    for tensor in outputs:
+        reader = g.sole_consumer(graph, tensor)
+        while reader is not None and reader.op in MOVED:
+            tensor = reader.outputs[0]
+            reader = g.sole_consumer(graph, tensor)
+        readers = tensor.outputs
+        if g.is_output(graph, tensor) or any(r.op != "QuantizeLinear" for r in readers):
+            return []
+        found += readers
+    return found
+
+
+def _says_the_same(quantizer: Node, activation: Node) -> bool:
+    """Whether codes cannot say what a Relu or Clip takes away: the runtime then drops it."""
+    known = [tensor for tensor in quantizer.inputs[1:] if g.is_constant(tensor)]
+    if not known or not type_name(quantizer.outputs[0]):
+        return False
+    scale = g.values(known[0]).astype(np.float64)
+    zero = g.values(known[1]).astype(np.float64) if len(known) > 1 else 0.0
+    limits = ml_dtypes.iinfo(np.dtype(g.dtype(quantizer.outputs[0])))
+    low, high = scale * (int(limits.min) - zero), scale * (int(limits.max) - zero)
+    bounds = g.clip_bounds(activation)
+    if bounds is None:
+        return False
+    least, most = bounds
+    slack = 1e-3 * scale
+    return bool(np.all(low >= least - slack) and np.all(high <= most + slack))
 
 
 def fixed_tensors(graph: Graph) -> frozenset[int]:
@@ -105,7 +145,7 @@ def reads_codes(node: Node) -> bool:
 
     The same can be asked of the graph that a runtime made of a model.
     """
-    if node.op in QUANTIZERS or node.op in ("Cast", "If", "Loop", "Scan"):
+    if node.op in QUANTIZERS or node.op in ("Cast", "CastLike", "If", "Loop", "Scan"):
         return False
     if node.op.startswith("DynamicQuantize"):
         return True
@@ -124,3 +164,16 @@ def type_name(tensor: gs.Tensor) -> str:
     """As NumPy and ml_dtypes call it; empty where it is not known."""
     kind = g.dtype(tensor)
     return "" if kind is None else kind.name
+
+
+def give_types(graph: Graph) -> None:
+    """Infer element types, also behind the runtime's own operators, of which ONNX knows nothing."""
+    g.infer_types(graph)
+    for node in g.walk(graph):
+        codes = next((t.dtype for t in node.inputs if type_name(t) in CODES), None)
+        kind = np.float32 if node.op in _TO_FLOAT else node.inputs[0].dtype if node.inputs else None
+        if codes is not None and node.op.startswith("QLinear"):
+            kind = codes
+        for tensor in node.outputs:
+            if tensor.dtype is None:
+                tensor.dtype = kind
