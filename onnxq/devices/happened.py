@@ -6,7 +6,7 @@ import re
 
 from onnxq import graph as g
 from onnxq.devices import units
-from onnxq.devices.check import HERE, CheckReport, Verdict
+from onnxq.devices.verdicts import HERE, CheckReport, Verdict
 from onnxq.devices.place import Answer, Place
 from onnxq.graph import Graph, Node
 
