@@ -136,7 +136,8 @@ class Support:
     Between QuantizeLinear and DequantizeLinear, in integers: `codes` are the element types of what
     they read, `weights` those of their constants (none: those of `codes`; `["none"]`: it takes no
     constants); with `types` instead of `codes`, only constants are codes. `output` says what such a kernel hands on: codes, float, or either.
-    `constant` are the inputs that have to be constants. `fails` says what becomes of a model that
+    `constant` are the inputs that have to be constants, `among` is how many nodes a model has at
+    least of which the provider takes any. `fails` says what becomes of a model that
     has such a node: the provider takes it, and then does not load.
     """
 
@@ -148,6 +149,7 @@ class Support:
     ranks: tuple[int, ...] = ()
     attributes: dict[str, list[Any]] = field(default_factory=dict)
     constant: tuple[int, ...] = ()
+    among: int = 1
     fails: str = ""
 
 

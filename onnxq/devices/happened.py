@@ -67,7 +67,7 @@ def _kernel(
     for tensor in node.outputs:
         if tensor.name in by_output and by_output[tensor.name].op not in units.QUANTIZERS:
             return by_output[tensor.name]
-    after = units.unit(body, node, frozenset()).last.outputs
+    after = units.unit(body, node, frozenset(), frozenset()).last.outputs
     readers = [reader for tensor in after for reader in tensor.outputs]
     codes = [reader.outputs[0].name for reader in readers if reader.op == "QuantizeLinear"]
     return next((by_output[name] for name in codes if name in by_output), None)

@@ -46,12 +46,16 @@ class Unit:
         return bool(self.activation or self.weight)
 
 
-def unit(graph: Graph, node: Node, fixed: frozenset[int]) -> Unit:
-    """The codes around a node; `fixed` are the ids of the tensors that do not change."""
+def unit(graph: Graph, node: Node, fixed: frozenset[int], own: frozenset[int]) -> Unit:
+    """The codes around a node of a graph or body.
+
+    `fixed` are the ids of the tensors that do not change. `own` are those of the graph's nodes: no
+    kernel is made of nodes of two graphs.
+    """
     activation, weight, reads_float = "", "", False
     for tensor in node.inputs:
         maker = _source(tensor)
-        if maker is None or maker.op != "DequantizeLinear":
+        if maker is None or maker.op != "DequantizeLinear" or id(maker) not in own:
             reads_float |= g.is_float(tensor) and bool(tensor.name) and id(tensor) not in fixed
         elif id(maker.inputs[0]) in fixed:
             kind = type_name(maker.inputs[0])
@@ -66,6 +70,11 @@ def unit(graph: Graph, node: Node, fixed: frozenset[int]) -> Unit:
         if after and all(_says_the_same(quantizer, reader) for quantizer in after):
             result, last = type_name(after[0].outputs[0]), reader
     return Unit(activation, weight, result, reads_float, last)
+
+
+def own_nodes(graph: Graph) -> frozenset[int]:
+    """Ids of the nodes that stand in this very graph."""
+    return frozenset(map(id, graph.nodes))
 
 
 def _source(tensor: gs.Tensor) -> Node | None:

@@ -89,24 +89,26 @@ class _Judge:
         self.graph, self.target, self.custom_ops = graph, target, custom_ops
         self.shapes = g.shapes(graph)
         self.fixed = units.fixed_tensors(graph)
+        self.own: frozenset[int] = frozenset()
         self.alone = target.providers[:1] in ((), ("CPUExecutionProvider",))
         rows = [row for rows in target.supports.values() for row in rows]
         self.lists_codes = any(row.codes for row in rows)
-        self.lists_types = any(row.types and not row.weights for row in rows)
+        self.lists_types = any(_is_plain(row) and not row.fails for row in rows)
         self.cpu = target if self.alone else load_target("cpu")
         self.of_unit: dict[str, Verdict] = {}  # of the quantizers around a layer, by node name
 
     def all(self) -> Iterator[Verdict]:
-        dynamic = self._dynamic_input()
+        barred = self._dynamic_input() or self._too_small()
         found: dict[int, Verdict] = {}
         for body in g.subgraphs(self.graph):
+            self.own = units.own_nodes(body)
             for node in body.nodes:
                 if node.op not in units.QUANTIZERS:
                     found[id(node)] = self._verdict(body, node)
         for node in g.walk(self.graph):
             verdict = found.get(id(node)) or self._quantizer(node)
-            if dynamic and verdict.kind in HERE:
-                verdict.kind, verdict.reason, verdict.fix = self._elsewhere(node, *dynamic)
+            if barred and verdict.kind in HERE:
+                verdict.kind, verdict.reason, verdict.fix = self._elsewhere(node, *barred)
             yield verdict
 
     def _dynamic_input(self) -> tuple[str, str] | None:
@@ -123,6 +125,21 @@ class _Judge:
                     )
         return None
 
+    def _too_small(self) -> tuple[str, str] | None:
+        """The same of a provider that takes some operators in larger models alone."""
+        nodes = [
+            node for node in self.graph.nodes
+            if not units.is_folded(node, self.fixed, self.shapes)
+        ]  # fmt: skip
+        for node in nodes:
+            row = self._plain(self._rows(node), node)
+            if row is not None and row.among > len(nodes):
+                return f"{self.target.name} takes no model as small with {node.op} in it", ""
+        return None
+
+    def _rows(self, node: Node) -> list[Support]:
+        return [row for row in self.target.supports.get(node.op, ()) if self._fits(row, node)]
+
     def _verdict(self, body: Graph, node: Node) -> Verdict:
         """Of a node that is no quantizer; notes what becomes of the quantizers around it."""
         made = Verdict(node.name, node.op, "runs")
@@ -131,8 +148,8 @@ class _Judge:
             return made
         if (node.domain or "") not in _KNOWN_DOMAINS:
             return self._foreign(made, node)
-        around = units.unit(body, node, self.fixed)
-        rows = [row for row in self.target.supports.get(node.op, ()) if self._fits(row, node)]
+        around = units.unit(body, node, self.fixed, self.own)
+        rows = self._rows(node)
         if around.quantized and self._in_integers(rows, node, around):
             made.kind = "integer"
             return self._noted(body, node, around, made)
@@ -141,7 +158,7 @@ class _Judge:
         if plain is not None and not (self.target.takes_units and complete):
             if plain.fails:
                 made.kind, made.reason = "will not run", plain.fails
-                made.fix = f"exclude {node.name!r} from the model or take another target"
+                made.fix = "replace it by operators that the target has, or take another target"
                 return made
             made.kind = "integer" if units.reads_codes(node) else "runs"
             if complete:
@@ -179,8 +196,7 @@ class _Judge:
             if made.kind != "runs":
                 made.reason = f"goes where {layer.node!r} goes"
             return made
-        rows = [row for row in self.target.supports.get(node.op, ()) if self._fits(row, node)]
-        if self._plain(rows, node) is None:
+        if self._plain(self._rows(node), node) is None:
             made.kind, made.reason, made.fix = self._elsewhere(node, *self._why(node, None))
         return made
 
@@ -206,11 +222,11 @@ class _Judge:
 
     def _plain(self, rows: list[Support], node: Node) -> Support | None:
         """The row by which a node runs as it stands; of a target that lists none, any node does."""
-        if not self.lists_types:
-            return Support(source="the target lists no operators")
         kind = units.data_type(node)
-        rows = [row for row in rows if row.types and not row.weights]
-        return next((row for row in rows if not kind or kind in row.types), None)
+        found = next((r for r in rows if _is_plain(r) and (not kind or kind in r.types)), None)
+        if found is None and not self.lists_types:
+            return Support(source="the target does not list what it runs")
+        return found
 
     def _in_integers(self, rows: list[Support], node: Node, around: Unit) -> bool:
         if any(_takes(row, around, units.data_type(node)) for row in rows):
@@ -260,7 +276,7 @@ class _Judge:
         if self.alone:
             return "will not run", reason, fix
         rows, kind = self.cpu.supports.get(node.op, ()), units.data_type(node)
-        if self.cpu.supports and not any(kind in row.types for row in rows if kind):
+        if any(row.fails and kind in row.types for row in rows):
             return "will not run", f"{reason}; nor has the CPU a kernel for it", fix
         return "falls back", reason, fix
 
@@ -280,6 +296,11 @@ def _takes(row: Support, around: Unit, kind: str) -> bool:
     if row.output == "float":
         return True
     return row.output == "any" or around.result == around.activation
+
+
+def _is_plain(row: Support) -> bool:
+    """Whether a row is of operators as they stand."""
+    return bool(row.types) and not row.weights
 
 
 def _is_constant_codes(node: Node, index: int, fixed: frozenset[int]) -> bool:
