@@ -137,7 +137,8 @@ class Support:
     they read, `weights` those of their constants (none: those of `codes`; `["none"]`: it takes no
     constants); with `types` instead of `codes`, only constants are codes. `output` says what such a kernel hands on: codes, float, or either.
     `constant` are the inputs that have to be constants, `among` is how many nodes a model has at
-    least of which the provider takes any. `fails` says what becomes of a model that
+    least of which the provider takes any. `whole_blocks` wants axes that are multiples of the block
+    whose elements share a scale. `fails` says what becomes of a model that
     has such a node: the provider takes it, and then does not load.
     """
 
@@ -150,6 +151,7 @@ class Support:
     attributes: dict[str, list[Any]] = field(default_factory=dict)
     constant: tuple[int, ...] = ()
     among: int = 1
+    whole_blocks: bool = False
     fails: str = ""
 
 

@@ -130,6 +130,7 @@ class _Judge:
         nodes = [
             node for node in self.graph.nodes
             if not units.is_folded(node, self.fixed, self.shapes)
+            and any(t.outputs or g.is_output(self.graph, t) for t in node.outputs)
         ]  # fmt: skip
         for node in nodes:
             row = self._plain(self._rows(node), node)
@@ -157,8 +158,7 @@ class _Judge:
         plain = self._plain(rows, node)
         if plain is not None and not (self.target.takes_units and complete):
             if plain.fails:
-                made.kind, made.reason = "will not run", plain.fails
-                made.fix = "replace it by operators that the target has, or take another target"
+                made.kind, made.reason, made.fix = "will not run", plain.fails, _OTHER
                 return made
             made.kind = "integer" if units.reads_codes(node) else "runs"
             if complete:
@@ -196,13 +196,18 @@ class _Judge:
             if made.kind != "runs":
                 made.reason = f"goes where {layer.node!r} goes"
             return made
-        if self._plain(self._rows(node), node) is None:
+        plain = self._plain(self._rows(node), node)
+        if plain is not None and plain.fails:
+            made.kind, made.reason, made.fix = "will not run", plain.fails, _OTHER
+        if plain is None:
             made.kind, made.reason, made.fix = self._elsewhere(node, *self._why(node, None))
         return made
 
     def _fits(self, row: Support, node: Node) -> bool:
         shape = self._data_shape(node)
         if row.ranks and shape is not None and not row.ranks[0] <= len(shape) <= row.ranks[-1]:
+            return False
+        if row.whole_blocks and not _has_whole_blocks(node, shape):
             return False
         if any(
             index < len(node.inputs)
@@ -281,6 +286,7 @@ class _Judge:
         return "falls back", reason, fix
 
 
+_OTHER = "replace it by operators that the target has, or take another target"
 _REPLACE = "the CPU runs it, at the price of a copy each way; replace it by operators it has"
 
 
@@ -308,6 +314,14 @@ def _is_constant_codes(node: Node, index: int, fixed: frozenset[int]) -> bool:
     return (
         maker is not None and maker.op == "DequantizeLinear" and id(maker.inputs[0]) in fixed
     )
+
+
+def _has_whole_blocks(node: Node, shape: tuple[int | str | None, ...] | None) -> bool:
+    block = node.attrs.get("block_size", 0)
+    if not block or shape is None:
+        return True
+    size = shape[node.attrs.get("axis", 1)]
+    return not isinstance(size, int) or size % block == 0
 
 
 def _plain_value(value: object) -> object:
