@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxq.api import bench, inspect, quantize, validate
     from onnxq.codebook import CodebookTensor
+    from onnxq.devices.check import check
     from onnxq.errors import OnnxqError
     from onnxq.folder import quantize_folder
     from onnxq.pipeline import Context, Pass, Pipeline, Result
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "api": ("bench", "inspect", "quantize", "validate"),
     "codebook": ("CodebookTensor",),
+    "devices.check": ("check",),
     "errors": ("OnnxqError",),
     "folder": ("quantize_folder",),
     "pipeline": ("Context", "Pass", "Pipeline", "Result"),
@@ -45,6 +47,7 @@ __all__ = [
     "Report",
     "Result",
     "bench",
+    "check",
     "inspect",
     "load_recipe",
     "load_target",

@@ -129,16 +129,30 @@ class OpRule:
 
 @dataclass(frozen=True)
 class Support:
-    """Operators that a provider runs as they stand, outside quantized layers, and how we know.
+    """Operators that a provider runs, and how we know.
 
-    `types` are the element types of the data they compute on; `ranks` the least and the most of
-    its dimensions (none: any); `attributes` the values that an attribute may have.
+    As they stand: `types` are the element types of the data they compute on; `ranks` the least and
+    the most of its dimensions (none: any); `attributes` the values that an attribute may have.
+    Between QuantizeLinear and DequantizeLinear, in integers: `codes` are the element types of what
+    they read, `weights` those of their constants (none: those of `codes`; `["none"]`: it takes no
+    constants); with `types` instead of `codes`, only constants are codes. `output` says what such a kernel hands on: codes, float, or either.
+    `constant` are the inputs that have to be constants, `among` is how many nodes a model has at
+    least of which the provider takes any. `whole_blocks` wants axes that are multiples of the block
+    whose elements share a scale. `fails` says what becomes of a model that
+    has such a node: the provider takes it, and then does not load.
     """
 
-    types: tuple[str, ...]
     source: str
+    types: tuple[str, ...] = ()
+    codes: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    output: Literal["quantized", "float", "any"] = "quantized"
     ranks: tuple[int, ...] = ()
     attributes: dict[str, list[Any]] = field(default_factory=dict)
+    constant: tuple[int, ...] = ()
+    among: int = 1
+    whole_blocks: bool = False
+    fails: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,6 +169,7 @@ class Target:
     provider_options: dict[str, str] = field(default_factory=dict)
     fixed_shapes: bool = False  # every dimension must be a number when the model is loaded
     whole: bool = False  # what stays float is slow there: all that has a rule becomes integer
+    takes_units: bool = False  # a layer between quantizers is taken as one, or left as a whole
     supports: dict[str, tuple[Support, ...]] = field(default_factory=dict)  # none known: any
     integer_operators: tuple[str, ...] = ()  # those that `fuse-integer` may write
     dense_channels: int = 1  # input channels that QLinearConv takes at once
@@ -264,6 +279,7 @@ def _parse(name: str, text: str) -> Target:
             "session",
             "provider_options",
             "fixed_shapes",
+            "takes_units",
             "whole",
             "supports",
             "integer_operators",

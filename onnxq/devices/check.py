@@ -1,0 +1,64 @@
+"""`onnxq check`: what of a model a target runs, and what it did when it was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from onnxq import graph as g
+from onnxq.devices.happened import CPU, compare
+from onnxq.devices.place import Job, Place, ask
+from onnxq.devices.verdicts import CheckReport, judge
+from onnxq.errors import OnnxqError
+from onnxq.target import Target, load_target
+
+
+def check(
+    model: str | Path,
+    *,
+    target: str | Target,
+    run: bool = False,
+    ep: str | None = None,
+    custom_ops: Sequence[str | Path] = (),
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> CheckReport:
+    """Say node by node what of a model a target runs in integers, as it stands, or not at all.
+
+    The verdicts come from the target's data alone. `run` asks its provider, in this Python or where
+    `ep` says (`openvino@/path/to/python`), and sets what happened beside each.
+
+    Raises OnnxqError for a model or target that cannot be read, and where the provider is missing.
+    """
+    device = target if isinstance(target, Target) else load_target(target)
+    place = _place(device, ep) if run or ep else None
+    progress("check", 0, 1)
+    graph = g.load(model)
+    found = judge(graph, device, bool(custom_ops))
+    report = CheckReport(str(model), device.name, (device.providers or (CPU,))[0], found)
+    if place is None:
+        return report
+    progress(f"ask {place.name}", 0, 1)
+    is_cpu = place.provider == CPU
+    job = Job(
+        g.to_proto(graph),  # in which every node has a name of its own
+        config=device.session,
+        custom_ops=custom_ops,
+        optimized=is_cpu,
+    )
+    (answer,) = ask(place, [job])
+    if answer.stage == "start":
+        raise OnnxqError(f"{place.name} is not to be had: {answer.error}")
+    compare(report, graph, place, answer)
+    return report
+
+
+def _place(target: Target, ep: str | None) -> Place:
+    """Where to ask: the target's provider in this Python, or what the user says."""
+    provider = (target.providers or (CPU,))[0]
+    place = Place.parse(ep or provider, target.provider_options)
+    if place.provider != provider:
+        raise OnnxqError(
+            f"{target.name} is for {provider}, and --ep is {place.provider}: name the target of "
+            "that provider, or another --ep"
+        )
+    return place

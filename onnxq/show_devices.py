@@ -1,0 +1,75 @@
+"""What devices do with models, as the terminal shows it."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from rich.console import Console
+
+from onnxq.devices.verdicts import CheckReport, Verdict
+from onnxq.tables import Column, percent, print_table
+
+_MEANS = {
+    "integer": "in integers",
+    "runs": "as they stand",
+    "folded": "computed when the model is loaded",
+    "not fused": "in float, between a DequantizeLinear and a QuantizeLinear",
+    "falls back": "on the CPU",
+    "will not run": "nowhere",
+}
+_WORTH_SAYING = ("not fused", "falls back", "will not run")
+
+
+def show_check(found: CheckReport, console: Console) -> None:
+    """How many nodes run how, and those that do not as they should, with reason and fix."""
+    console.print(f"{found.model} on {found.target} ({found.provider})", soft_wrap=True)
+    console.print()
+    rows = [[kind, str(count), _MEANS[kind]] for kind, count in found.counts.items()]
+    columns = [Column("verdict"), Column("nodes", "right"), Column("they run", fit="wrap")]
+    print_table(console, columns, rows)
+    worth = [v for v in found.verdicts if v.kind in _WORTH_SAYING]
+    for (kind, reason, fix), nodes in _alike(worth):
+        console.print()
+        console.print(f"{kind}: {reason}", soft_wrap=True, markup=False)
+        console.print(f"  nodes: {_named(nodes)}", soft_wrap=True, markup=False)
+        if fix:
+            console.print(f"  fix: {fix}", soft_wrap=True, markup=False)
+    if found.ran_on:
+        _show_run(found, console)
+
+
+def _show_run(found: CheckReport, console: Console) -> None:
+    console.print()
+    if found.error:
+        console.print(f"{found.ran_on} did not run it: {found.error}", soft_wrap=True, markup=False)
+        return
+    right, said = found.agreement
+    share = percent(right / said) if said else "none"
+    console.print(f"{found.ran_on}: {right} of {said} verdicts were right ({share})")
+    counted = groupby(sorted((v.kind, v.happened) for v in found.verdicts))
+    rows = [[kind, what, str(len([*group]))] for (kind, what), group in counted]
+    print_table(
+        console, [Column("verdict"), Column("what happened"), Column("nodes", "right")], rows
+    )
+    for verdict in found.verdicts:
+        if verdict.agrees is False:
+            console.print(
+                f"[bold]{verdict.node}[/bold] ({verdict.op}): {verdict.kind} was said, "
+                f"{verdict.happened} is what happened",
+                soft_wrap=True,
+            )
+
+
+def _alike(verdicts: list[Verdict]) -> list[tuple[tuple[str, str, str], list[Verdict]]]:
+    """Verdicts with one reason together, those that stop the model first."""
+    found: dict[tuple[str, str, str], list[Verdict]] = {}
+    for verdict in verdicts:
+        fix = verdict.fix.replace(verdict.node, "NODE") if verdict.node else verdict.fix
+        found.setdefault((verdict.kind, verdict.reason, fix), []).append(verdict)
+    return sorted(found.items(), key=lambda item: -_WORTH_SAYING.index(item[0][0]))
+
+
+def _named(nodes: list[Verdict]) -> str:
+    """The first few, by name."""
+    names = ", ".join(f"{verdict.node} ({verdict.op})" for verdict in nodes[:5])
+    return names + (f" and {len(nodes) - 5} more" if len(nodes) > 5 else "")

@@ -1,0 +1,234 @@
+"""Verdicts: against the CPU provider for real, and from the data alone for the others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from awkward import ZOO
+from graphs import model, normal, pipeline
+from onnxq.cli import app
+from typer.testing import CliRunner
+
+import onnxq
+from onnxq import graph as g
+from onnxq.devices import Answer, Place, units
+from onnxq.devices.happened import compare
+from onnxq.devices.verdicts import CheckReport, judge
+from onnxq.errors import OnnxqError
+from onnxq.target import Support, Target, load_target
+
+NPU = Target(
+    name="npu", summary="", providers=("QNNExecutionProvider",), opset=13, ops={},
+    fixed_shapes=True, takes_units=True,
+    supports={
+        "Conv": (
+            Support("", codes=("uint8",), weights=("int8",)),
+            Support("", types=("float32",), ranks=(4, 4)),
+        ),
+        "Relu": (Support("", types=("float32",)),),
+        "QuantizeLinear": (Support("", types=("float32",)),),
+        "DequantizeLinear": (Support("", types=("uint8", "int8")),),
+        "Pad": (Support("", types=("float32",), attributes={"mode": ["constant"]}),),
+        "MatMul": (Support("", types=("float32",), constant=(1,)),),
+        "Round": (Support("", types=("float32",), fails="it stops"),),
+    },
+)  # fmt: skip
+
+
+def save(proto: onnx.ModelProto | g.Graph, folder: Path) -> Path:
+    path = folder / "m.onnx"
+    onnx.save(proto if isinstance(proto, onnx.ModelProto) else g.to_proto(proto), path)
+    return path
+
+
+def kinds(proto: onnx.ModelProto | g.Graph, target: Target) -> dict[str, str]:
+    """The verdict of each operator; of one that comes twice, the last."""
+    graph = g.load(proto) if isinstance(proto, onnx.ModelProto) else proto
+    return {verdict.op: verdict.kind for verdict in judge(graph, target)}
+
+
+def custom() -> onnx.ModelProto:
+    return onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17, "here": 1]> g (float[2] x) => (float[2] y) '
+        "{ y = here.Twice (x) }"
+    )
+
+
+# ── the CPU provider, really asked ───────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("preset", ["int8-static", "int8-symmetric", "int16x8", "int8-dynamic"])
+@pytest.mark.parametrize("name", ["conv_bn_relu6", "gemm", "moves", "if_body", "tied"])
+def test_verdicts_are_what_the_cpu_does(name: str, preset: str, tmp_path: Path) -> None:
+    case = ZOO[name]()
+    try:
+        graph = pipeline(case.model, case.feeds, preset).graph
+    except OnnxqError:
+        pytest.skip("the preset refuses the graph")
+    report = onnxq.check(save(graph, tmp_path), target="cpu", run=True)
+    assert not report.error
+    wrong = [v for v in report.verdicts if v.agrees is False]
+    assert not wrong
+    assert report.agreement[1] > 0
+
+
+def test_a_layer_in_integers_is_seen_to_be(tmp_path: Path) -> None:
+    case = ZOO["conv_bn_relu6"]()
+    graph = pipeline(case.model, case.feeds, "int8-static").graph
+    report = onnxq.check(save(graph, tmp_path), target="cpu", run=True)
+    conv = next(v for v in report.verdicts if v.op == "Conv")
+    assert (conv.kind, conv.happened) == ("integer", "QLinearConv, on codes")
+
+
+def test_sixteen_bits_are_not_fused(tmp_path: Path) -> None:
+    case = ZOO["conv_bn_relu6"]()
+    graph = pipeline(case.model, case.feeds, "int16x8").graph
+    report = onnxq.check(save(graph, tmp_path), target="cpu", run=True)
+    conv = next(v for v in report.verdicts if v.op == "Conv")
+    assert conv.kind == "not fused"
+    assert "uint16" in conv.reason
+    assert conv.node in conv.fix
+    assert "on codes" not in conv.happened
+
+
+def test_bodies_are_judged_too(tmp_path: Path) -> None:
+    proto = ZOO["if_body"]().model
+    inner = {node.name for body in g.subgraphs(g.load(proto)) for node in body.nodes}
+    report = onnxq.check(save(proto, tmp_path), target="cpu")
+    assert {verdict.node for verdict in report.verdicts} == inner
+
+
+def test_a_custom_operator_wants_its_library(tmp_path: Path) -> None:
+    proto = custom()
+    verdict = onnxq.check(save(proto, tmp_path), target="cpu").verdicts[0]
+    assert verdict.kind == "will not run"
+    assert "--custom-ops" in verdict.fix
+
+
+# ── data alone ───────────────────────────────────────────────────────────────────────────────────
+
+
+def conv_qdq(weight: str = "int8", activation: str = "uint8", relu: str = "") -> onnx.ModelProto:
+    zero = {"uint8": 128, "int8": 0, "uint16": 32768}[activation]
+    text = f"""<ir_version: 10, opset_import: ["": 21]>
+    g (float[1, 2, 6, 6] x) => (float[1, 2, 6, 6] y)
+    <float s = {{0.1}}, {activation} z = {{{zero}}}, float ws = {{0.1}}, {weight} wz = {{0}}> {{
+      q = QuantizeLinear (x, s, z)
+      d = DequantizeLinear (q, s, z)
+      w = DequantizeLinear (wq, ws, wz)
+      c = Conv (d, w)
+      {relu}
+      cq = QuantizeLinear ({'r' if relu else 'c'}, s, z)
+      y = DequantizeLinear (cq, s, z)
+    }}"""
+    proto = onnx.parser.parse_model(text)
+    codes = np.random.default_rng(0).integers(0, 5, (2, 2, 1, 1)).astype(weight)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(codes, "wq"))
+    return proto
+
+
+def test_a_layer_between_quantizers_is_one_with_them() -> None:
+    assert kinds(conv_qdq(), NPU) == {
+        "QuantizeLinear": "runs", "DequantizeLinear": "runs", "Conv": "integer",
+    }  # fmt: skip
+
+
+def test_a_unit_of_other_codes_falls_back_as_a_whole() -> None:
+    found = kinds(conv_qdq(activation="uint16"), NPU)
+    assert found == dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "Conv"), "falls back")
+    found = kinds(conv_qdq(weight="uint8"), NPU)
+    assert found["Conv"] == "falls back"
+
+
+def test_a_relu_that_codes_cannot_say_keeps_the_layer_float() -> None:
+    target = load_target("cpu")
+    assert kinds(conv_qdq(activation="int8", relu="r = Relu (c)"), target)["Conv"] == "runs"
+    assert kinds(conv_qdq(activation="int8"), target)["Conv"] == "integer"
+
+
+def test_open_dimensions_leave_all_to_the_cpu() -> None:
+    proto = model("(float[n, 2, 6, 6] x) => (float[n, 2, 6, 6] y) { y = Relu (x) }")
+    (verdict,) = judge(g.load(proto), NPU)
+    assert verdict.kind == "falls back"
+    assert "--dim n=" in verdict.fix
+
+
+def test_ranks_attributes_constants_and_failures() -> None:
+    w = normal(3, 3)
+    assert kinds(model("(float[1, 2, 6] x) => (float[a] y) { y = Conv (x, w) }", w=normal(2, 2, 3)),
+                 NPU) == {"Conv": "falls back"}  # fmt: skip
+    rank_4 = model("(float[1, 2, 6, 6] x) => (float[a] y) { y = Conv (x, w) }", w=normal(2, 2, 3, 3))
+    assert kinds(rank_4, NPU) == {"Conv": "runs"}
+    for mode, kind in (("constant", "runs"), ("edge", "falls back")):
+        proto = model(f'(float[3] x) => (float[a] y) {{ y = Pad <mode = "{mode}"> (x, p) }}',
+                      p=np.array([1, 1]))  # fmt: skip
+        assert kinds(proto, NPU) == {"Pad": kind}
+    assert kinds(model("(float[2, 3] x) => (float[a] y) { y = MatMul (x, w) }", w=w), NPU) == {
+        "MatMul": "runs"
+    }
+    both = model("(float[2, 3] x, float[3, 3] v) => (float[a] y) { y = MatMul (x, v) }")
+    assert kinds(both, NPU) == {"MatMul": "falls back"}
+    (verdict,) = judge(g.load(model("(float[3] x) => (float[3] y) { y = Round (x) }")), NPU)
+    assert (verdict.kind, verdict.reason) == ("will not run", "it stops")
+
+
+def test_what_is_constant_is_folded() -> None:
+    proto = model("(float[3] x) => (float[3] y) { v = Exp (w) y = Add (x, v) }", w=normal(3))
+    found = judge(g.load(proto), replace(NPU, supports={}))
+    assert [v.kind for v in found] == ["folded", "runs"]
+
+
+def test_what_happened_stands_beside_the_verdict() -> None:
+    graph = g.load(conv_qdq())
+    report = CheckReport("m", "npu", NPU.providers[0], judge(graph, NPU))
+    names = [verdict.node for verdict in report.verdicts]
+    who = {name: "QNNExecutionProvider" for name in names[:-1]} | {names[-1]: "CPUExecutionProvider"}
+    who[f"{names[3]}_token_7"] = who.pop(names[3])  # as the runtime names what it lays out anew
+    place = Place("QNNExecutionProvider")
+    compare(report, graph, place, Answer(stage="", version="1", placement=who))
+    assert [v.agrees for v in report.verdicts] == [True] * (len(names) - 1) + [False]
+    assert report.agreement == (len(names) - 1, len(names))
+
+
+def test_codes_are_read_through_what_quantizers_are_moved_past() -> None:
+    proto = conv_qdq(relu="r = Transpose (c)")
+    graph = g.load(proto)
+    conv = next(node for node in graph.nodes if node.op == "Conv")
+    units.give_types(graph)
+    around = units.unit(graph, conv, units.fixed_tensors(graph), units.own_nodes(graph))
+    assert (around.activation, around.weight, around.result) == ("uint8", "int8", "uint8")
+
+
+# ── the command ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_command_says_why_and_stops_with_1(tmp_path: Path) -> None:
+    proto = custom()
+    done = CliRunner().invoke(app, ["check", str(save(proto, tmp_path)), "--target", "cpu"])
+    assert done.exit_code == 1
+    assert "domain 'here'" in done.stdout
+    done = CliRunner().invoke(app, ["check", str(save(conv_qdq(), tmp_path)), "--json", "--run"])
+    assert done.exit_code == 0
+    found = json.loads(done.stdout)
+    assert found["runs"] and found["counts"]["integer"] == 1
+    assert found["agreement"][0] == found["agreement"][1] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--target", "gpu9"], "there is no target"),
+        (["--ep", "openvino"], "cpu is for CPUExecutionProvider"),
+        (["--target", "qnn-htp", "--run"], "not to be had"),
+    ],
+)
+def test_errors_are_one_line(arguments: list[str], says: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["check", str(save(conv_qdq(), tmp_path)), *arguments])
+    assert done.exit_code == 2 or done.exit_code == 1
+    assert says in done.stderr
+    assert len([line for line in done.stderr.splitlines() if "error" in line]) == 1
