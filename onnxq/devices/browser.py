@@ -99,7 +99,7 @@ class Site:
         if found is None or (isinstance(found, Path) and not found.is_file()):
             request.send_error(404)
             return
-        _send(request, found, mimetype(path))
+        _send(request, found, mimetype(str(found) if isinstance(found, Path) else path))
 
     def _watch(self, request: BaseHTTPRequestHandler) -> None:
         request.close_connection = True
