@@ -1,16 +1,19 @@
 """Runs models in a browser: `worker.py` for ONNX Runtime Web, with a page for its Python.
 
-    python -m onnxq.devices.web_worker --dist node_modules/onnxruntime-web/dist worker.py FOLDER
+    python web_worker.py --dist node_modules/onnxruntime-web/dist worker.py FOLDER
 
-is a command that a `Place` takes: `cpu@"python -m onnxq.devices.web_worker --dist ..."`. The
-argument before the folder, another worker, is not read. Needs Chromium: on the path, or named by
-$CHROMIUM. A page without answers for long has died, and this process ends.
+is a command that a `Place` takes: `cpu@"python web_worker.py --dist ..."`. The argument before the
+folder, another worker, is not read. Stands alone with `browser.py`, `worker.py` and the folder
+`web` beside it, for any Python. Needs Chromium: on the path, or named by $CHROMIUM. A page gives
+neither a profile nor the optimized graph: an answer lacks what the job asked of these.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import mmap
+import re
 import sys
 import threading
 import zipfile
@@ -18,11 +21,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import onnx
-
-from onnxq.devices.browser import Site, find_browser, opened
-from onnxq.devices.worker import write
-from onnxq.tensors import initializers, is_external
+try:
+    from onnxq.devices.browser import Site, find_browser, opened
+    from onnxq.devices.worker import write
+except ImportError:  # a Python without onnxq, which runs this file by its path
+    from browser import Site, find_browser, opened  # type: ignore[import-not-found,no-redef]
+    from worker import write  # type: ignore[import-not-found,no-redef]
 
 PAGES = Path(__file__).with_name("web")
 RUNTIMES = {  # provider → its name on the web, and the file of onnxruntime-web that has it
@@ -30,6 +34,9 @@ RUNTIMES = {  # provider → its name on the web, and the file of onnxruntime-we
     "WebGpuExecutionProvider": ("webgpu", "ort.webgpu.bundle.min.mjs"),
 }
 _POLL = 0.2  # seconds
+# An entry of a tensor's `external_data`, as protobuf writes it: key 1 "location", value 2, whose
+# length is one byte, or two for 128 and more.
+_LOCATION = re.compile(rb"\n\x08location\x12([\x00-\x7f]|[\x80-\xff][\x00-\x7f])")
 
 
 class Jobs:
@@ -127,23 +134,21 @@ def _refusal(given: dict[str, Any]) -> str:
         return f"onnxruntime-web has no {given['provider']}; it has {', '.join(RUNTIMES)}"
     if given["custom_ops"]:
         return "onnxruntime-web loads no libraries of custom operators"
-    if given["optimized"] or given["profile"]:
-        return "onnxruntime-web gives neither the optimized graph nor a profile"
     return ""
 
 
 def _data(model: Path) -> list[str]:
     """The files beside a model that hold its weights, as it names them."""
-    if model.suffix == ".ort":
-        return []
-    proto = onnx.load(model, load_external_data=False)
-    external = [tensor for tensor in initializers(proto) if is_external(tensor)]
-    entries = [entry for tensor in external for entry in tensor.external_data]
-    return sorted({entry.value for entry in entries if entry.key == "location"})
+    found: set[str] = set()
+    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
+        for match in _LOCATION.finditer(held):
+            length = match[1][0] % 128 + 128 * sum(match[1][1:])
+            found.add(held[match.end() : match.end() + length].decode())
+    return sorted(found)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m onnxq.devices.web_worker", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dist", type=Path, required=True)
     parser.add_argument("worker")
     parser.add_argument("folder", type=Path)
