@@ -16,6 +16,7 @@ from onnxq.deploy.smoke import Smoke
 from onnxq.devices import Place
 from onnxq.feeds import InputSpec, input_specs, output_specs
 from onnxq.storage import data_paths, load_proto, save_proto
+from onnxq.tensors import initializers, is_external
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,11 @@ def session_options(source: Source, folder: Path, provider: str) -> SessionOptio
 def copy_model(source: Source, folder: Path) -> str:
     """The model as `model.onnx`, byte for byte where its weights are in it."""
     if data_paths(source.path):
-        save_proto(load_proto(source.path), folder / "model.onnx")
+        model = load_proto(source.path)
+        for tensor in filter(is_external, initializers(model)):
+            where = next(entry for entry in tensor.external_data if entry.key == "location")
+            where.value = str((source.path.parent / where.value).absolute())
+        save_proto(model, folder / "model.onnx")
     else:
         shutil.copyfile(source.path, folder / "model.onnx")
     return "model.onnx"
