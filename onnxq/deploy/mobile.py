@@ -14,6 +14,10 @@ from onnxq.deploy.base import Made, Source, fill, session_options, text_of
 from onnxq.deploy.options import SessionOptions
 from onnxq.deploy.smoke import Smoke
 from onnxq.errors import OnnxqError, one_line
+from onnxq.storage import model_size
+from onnxq.tables import quantity
+
+_GROWN = 1.2  # times the bytes of the ONNX file, from which the README tells why
 
 
 def mobile(source: Source, smoke: Smoke, folder: Path) -> Made:
@@ -38,7 +42,19 @@ def mobile(source: Source, smoke: Smoke, folder: Path) -> Made:
     fill(folder, "mobile/ios/OnnxModel.swift", **names, settings=session.code("swift"))
     fill(folder, "smoke_test.py", needs="onnxruntime and NumPy")
     use = text_of("mobile/README.md", model=model, version=ort.__version__)
-    return Made(model, session, smoke, use, (sys.executable,))
+    return Made(
+        model, session, smoke, use, (sys.executable,), notes=_growth(source, folder / model)
+    )
+
+
+def _growth(source: Source, made: Path) -> tuple[str, ...]:
+    before, after = model_size(source.path), made.stat().st_size
+    if after < _GROWN * before:
+        return ()
+    return (
+        f"The ORT format takes {quantity(after, 'B')}, the ONNX file {quantity(before, 'B')}: "
+        "constants that a session computes when it starts are computed ahead.",
+    )
 
 
 def write_ort(model: Path, place: Path, session: SessionOptions) -> None:

@@ -61,7 +61,10 @@ def _compile(
     [made] = ask(place, [replace(job, config={**session.config, **context})])
     if made.error or not (folder / _CONTEXT).is_file():
         why = made.error or "it takes no node of it"
-        raise OnnxqError(f"{place.name} does not compile the model: {why}")
+        raise OnnxqError(
+            f"{place.name} does not compile the model ({why}); quantize it for the NPU, with "
+            "--preset int8-static --target qnn-htp"
+        )
     [ran] = ask(place, [replace(job, model=folder / _CONTEXT, feeds=[smoke.inputs])])
     if ran.error:
         raise OnnxqError(f"{place.name} does not run what it compiled: {ran.error}")

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,13 +20,19 @@ from pathlib import Path
 COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
     "--headless",
-    "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
     "--disable-dev-shm-usage",
+)
+NO_GPU = ("--disable-gpu",)
+SOFTWARE_GPU = (  # WebGPU on the CPU, by SwiftShader: the same on every machine, and slow
+    "--enable-unsafe-webgpu",
+    "--enable-unsafe-swiftshader",
+    "--use-webgpu-adapter=swiftshader",
+    "--ignore-gpu-blocklist",
 )
 ISOLATED = {  # what a page must be sent with to get shared memory, and so threads
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -135,13 +141,15 @@ def _send(request: BaseHTTPRequestHandler, content: Path | bytes, kind: str) -> 
 
 
 @contextmanager
-def opened(browser: str, url: str, profile: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The page in a browser without a window, which is closed when this process ends, if killed.
+def opened(
+    browser: str, url: str, profile: Path, flags: Sequence[str] = NO_GPU
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The page in a browser without a window, which ends with this process, however that ends.
 
     `profile` is an empty folder for what the browser keeps.
     """
     root = ("--no-sandbox",) if hasattr(os, "geteuid") and os.geteuid() == 0 else ()
-    command = [browser, *FLAGS, *root, f"--user-data-dir={profile}", url]
+    command = [browser, *FLAGS, *flags, *root, f"--user-data-dir={profile}", url]
     if os.name == "posix":
         command = ["sh", "-c", _UNTIL_CLOSED, "sh", *command]
     process = subprocess.Popen(

@@ -3,9 +3,13 @@
     python web_worker.py --dist node_modules/onnxruntime-web/dist worker.py FOLDER
 
 is a command that a `Place` takes: `cpu@"python web_worker.py --dist ..."`. The argument before the
-folder, another worker, is not read. Stands alone with `browser.py`, `worker.py` and the folder
-`web` beside it, for any Python. Needs Chromium: on the path, or named by $CHROMIUM. A page gives
-neither a profile nor the optimized graph: an answer lacks what the job asked of these.
+folder, another worker, is not read. `webgpu@...` runs WebGPU, by SwiftShader on the CPU. Stands
+alone with `browser.py`, `worker.py` and the folder `web` beside it, for any Python. Needs Chromium:
+on the path, or named by $CHROMIUM.
+
+A page gives neither a profile, nor the optimized graph, nor which provider took a node: an answer
+lacks what the job asked of these. With the config entry `session.disable_cpu_ep_fallback` 1 a model
+loads only where no node of it is left to WebAssembly.
 """
 
 from __future__ import annotations
@@ -22,10 +26,16 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from onnxq.devices.browser import Site, find_browser, opened
+    from onnxq.devices.browser import NO_GPU, SOFTWARE_GPU, Site, find_browser, opened
     from onnxq.devices.worker import write
 except ImportError:  # a Python without onnxq, which runs this file by its path
-    from browser import Site, find_browser, opened  # type: ignore[import-not-found,no-redef]
+    from browser import (  # type: ignore[import-not-found,no-redef]
+        NO_GPU,
+        SOFTWARE_GPU,
+        Site,
+        find_browser,
+        opened,
+    )
     from worker import write  # type: ignore[import-not-found,no-redef]
 
 PAGES = Path(__file__).with_name("web")
@@ -48,6 +58,11 @@ class Jobs:
         self._waiting = [name for name in names if not (folder / name / "answer.json").exists()]
         self._made: dict[str, dict[int, bytes]] = defaultdict(dict)
         self.done = threading.Event()
+
+    def want_gpu(self) -> bool:
+        return any(
+            self._given(name)["provider"] == "WebGpuExecutionProvider" for name in self._waiting
+        )
 
     def get(self, path: str) -> Path | bytes | None:
         """`/ort/FILE` of the runtime, `/JOB/model`, `/JOB/data/FILE`, `/JOB/sample/N/NAME`."""
@@ -85,7 +100,7 @@ class Jobs:
         write(str(self._folder / "ready.json"), {})
         while self._waiting:
             name = self._waiting[0]
-            given = json.loads((self._folder / name / "job.json").read_text("utf-8"))
+            given = self._given(name)
             why_not = _refusal(given)
             if not why_not:
                 return self._job(name, given)
@@ -120,9 +135,12 @@ class Jobs:
             },
         }
 
+    def _given(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self._folder / name / "job.json").read_text("utf-8"))
+        return found
+
     def _model(self, name: str) -> Path:
-        given = json.loads((self._folder / name / "job.json").read_text("utf-8"))
-        return self._folder / name / str(given["model"])
+        return self._folder / name / str(self._given(name)["model"])
 
     def _sample(self, name: str, number: int) -> Path:
         return self._folder / name / f"sample-{number}.npz"
@@ -159,11 +177,12 @@ def main() -> None:
     if not (given.dist / RUNTIMES["CPUExecutionProvider"][1]).is_file():
         sys.exit(f"{given.dist} is no dist folder of onnxruntime-web")
     jobs = Jobs(given.folder, given.dist)
+    flags = SOFTWARE_GPU if jobs.want_gpu() else NO_GPU
     profile = given.folder / "browser"
     profile.mkdir(exist_ok=True)
     with (
         Site(jobs.get, jobs.post) as site,
-        opened(browser, f"{site.url}/jobs.html", profile) as process,
+        opened(browser, f"{site.url}/jobs.html", profile, flags) as process,
     ):
         while not jobs.done.wait(_POLL):
             if process.poll() is not None:
