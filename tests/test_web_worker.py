@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import ml_dtypes
 import numpy as np
@@ -12,7 +15,8 @@ import pytest
 from graphs import model, normal
 from places import place
 
-from onnxq.devices import Job, Place, ask
+from onnxq.devices import Job, Place, ask, browser
+from onnxq.devices.browser import Site, within
 from onnxq.devices.web_worker import _data
 from onnxq.storage import save_proto
 
@@ -91,6 +95,59 @@ def test_the_files_beside_a_model_are_found(tmp_path: Path, length: int) -> None
         made, tmp_path / "m.onnx", save_as_external_data=True, location=name, size_threshold=0
     )
     assert _data(tmp_path / "m.onnx") == [name]
+
+
+def test_webgpu_is_a_provider_of_the_page(page: Place) -> None:
+    gpu = Place("WebGpuExecutionProvider", page.command)
+    quantized = model(
+        "(float[8,64] x) => (float[8,64] y) { q = QuantizeLinear (x, s, z)"
+        " y = DequantizeLinear (q, s, z) }",
+        s=np.float32(0.1),
+        z=np.uint8(128),
+    )
+    alone = {"session.disable_cpu_ep_fallback": "1"}
+    square = model("(float[8,64] x) => (float[8,64] y) { y = Mul (x, x) }")
+    feed = {"x": normal(8, 64)}
+    whole, apart, together = ask(
+        gpu, [Job(square, [feed], config=alone), Job(quantized, [feed], config=alone),
+              Job(quantized, [feed])],
+    )  # fmt: skip
+    assert whole.error == ""
+    np.testing.assert_allclose(whole.outputs[0]["y"], feed["x"] ** 2, rtol=1e-5)
+    assert "assigned to the default CPU EP" in apart.error
+    assert together.error == ""
+
+
+def test_a_page_that_holds_no_connection_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(browser, "_PULSE", 0.01)
+    monkeypatch.setattr(browser, "_GRACE", 0.3)
+    with Site(lambda path: b"page", lambda path, body: body) as site:
+        with urlopen(f"{site.url}/alive") as held:
+            time.sleep(0.6)
+            assert held.status == 200
+            assert not site.lost
+        deadline = time.monotonic() + 20
+        while not site.lost and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert site.lost
+
+
+def test_pages_come_with_what_threads_need_and_files_from_their_folder_alone(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "a.mjs").write_text("1")
+    (tmp_path / "secret").write_text("2")
+    site = Site(lambda path: within(tmp_path / "site", path), lambda path, body: body)
+    with site:
+        with urlopen(f"{site.url}/a.mjs?x=1") as answer:
+            assert answer.read() == b"1"
+            assert answer.headers["Content-Type"] == "text/javascript"
+            assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+            assert answer.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+        for path in ("/../secret", "/none", "/"):
+            with pytest.raises(HTTPError, match="404"):
+                urlopen(site.url + path)
 
 
 def test_8_bits_do_not_saturate_in_a_page(page: Place) -> None:

@@ -120,6 +120,12 @@ class Site:
                 time.sleep(_PULSE)
 
 
+def within(folder: Path, path: str) -> Path | None:
+    """The file that a path from outside names in a folder; None where it leads out of it."""
+    found = (folder / path.strip("/")).resolve()
+    return found if found.is_relative_to(folder.resolve()) else None
+
+
 def mimetype(path: str) -> str:
     known = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
     suffix = os.path.splitext(path)[1]

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from onnxq.devices.browser import NO_GPU, SOFTWARE_GPU, Site, find_browser, opened
+    from onnxq.devices.browser import NO_GPU, SOFTWARE_GPU, Site, find_browser, opened, within
     from onnxq.devices.worker import write
 except ImportError:  # a Python without onnxq, which runs this file by its path
     from browser import (  # type: ignore[import-not-found,no-redef]
@@ -35,6 +35,7 @@ except ImportError:  # a Python without onnxq, which runs this file by its path
         Site,
         find_browser,
         opened,
+        within,
     )
     from worker import write  # type: ignore[import-not-found,no-redef]
 
@@ -68,16 +69,18 @@ class Jobs:
         """`/ort/FILE` of the runtime, `/JOB/model`, `/JOB/data/FILE`, `/JOB/sample/N/NAME`."""
         first, _, rest = path.strip("/").partition("/")
         if first == "ort":
-            return self._dist / rest
+            return within(self._dist, rest)
         if first not in self._waiting:
-            return PAGES / path.strip("/")
+            return within(PAGES, path)
         kind, _, rest = rest.partition("/")
         if kind == "sample":
             number, _, index = rest.partition("/")
             with zipfile.ZipFile(self._sample(first, int(number))) as arrays:
                 return arrays.read(arrays.namelist()[int(index)])
         model = self._model(first)
-        return model if kind == "model" else model.parent / rest
+        if kind == "model":
+            return model
+        return model.parent / rest if rest in _data(model) else None
 
     def post(self, path: str, body: bytes) -> bytes:
         """`/next` asks for a job, `/JOB/output/N/INDEX` and `/JOB/answer` tell of one."""
