@@ -5,9 +5,11 @@ from __future__ import annotations
 from itertools import groupby
 
 from rich.console import Console
+from rich.text import Text
 
+from onnxq.deploy import Deployment
 from onnxq.devices.verdicts import CheckReport, Verdict
-from onnxq.tables import Column, percent, print_table
+from onnxq.tables import Column, percent, print_table, print_text, quantity
 
 _MEANS = {
     "integer": "in integers",
@@ -73,3 +75,19 @@ def _named(nodes: list[Verdict]) -> str:
     """The first few, by name."""
     names = ", ".join(f"{verdict.node} ({verdict.op})" for verdict in nodes[:5])
     return names + (f" and {len(nodes) - 5} more" if len(nodes) > 5 else "")
+
+
+def show_deployment(made: Deployment, console: Console) -> None:
+    console.print(Text(f"wrote {made.folder}", style="bold"), soft_wrap=True)
+    console.print()
+    columns = [Column("file", fit="cut"), Column("size", "right")]
+    print_table(console, columns, [[name, quantity(n, "B")] for name, n in made.files.items()])
+    console.print()
+    if made.tested:
+        print_text(console, "The smoke test, run here:", 2)
+        for line in made.smoke.splitlines():
+            print_text(console, line, 4, "dim")
+    else:
+        print_text(console, f"The smoke test was not run: {made.smoke}", 2, "yellow")
+    for note in made.notes:
+        print_text(console, note, 2)

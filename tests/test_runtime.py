@@ -100,6 +100,7 @@ def test_every_command_takes_the_library(library: Path, path: Path) -> None:
         ["validate", path, out, "--json"],
         ["inspect", path, "--json"],
         ["bench", path, out, "--seconds", "0.1", "--json"],
+        ["deploy", out, "--for", "edge-linux", "-o", out.with_name("edge")],
     ):
         arguments = [*map(str, command), "--custom-ops", str(library)]
         done = CliRunner().invoke(app, arguments)
