@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -20,13 +21,26 @@ from onnxq.passes.solve.fake_quant import without_fake_quant
 from onnxq.pipeline import Progress, Result
 from onnxq.report import Report
 from onnxq.reported_metrics import records, shown
-from onnxq.runtime import Session
+from onnxq.runtime import CPU, Session, missing_providers
 from onnxq.sample_checks import compare_ranges, warn_of_ranges
 from onnxq.samples import Samples
+from onnxq.target import Target
 
 VERIFICATION_SAMPLES = 16  # at most; enough to tell models apart, few enough to stay quick
 LAYER_SAMPLES = 2  # every layer is run apart on each of them
 FLOAT_SQNR = 30.0  # dB, between optimizations on and off; float16 that is fused keeps more
+
+
+def at_hand(target: Target, report: Report) -> Target:
+    """The target as it can be run here: on the CPU where onnxruntime lacks its provider."""
+    missing = missing_providers(target.providers)
+    if not missing:
+        return target
+    report.warn(
+        f"run, compared and timed on the CPU: this onnxruntime has no {missing[0]}, which target "
+        f"{target.name} is for"
+    )
+    return replace(target, providers=())
 
 
 def prove(
@@ -44,11 +58,14 @@ def prove(
     progress("verify", 0, steps)
     _check_model(model, report.model)
     target = result.context.target
-    providers = tuple(target.providers) or ("CPUExecutionProvider",)
 
     def session(optimize: bool) -> Session:
         return Session(
-            model, providers=providers, threads=threads, config=target.session, optimize=optimize
+            model,
+            providers=target.providers,
+            threads=threads,
+            config=target.session,
+            optimize=optimize,
         )
 
     feeds = verify.take(unseen, VERIFICATION_SAMPLES)
@@ -65,7 +82,7 @@ def prove(
             Session.of(without_fake_quant(trained), threads=threads), feeds
         )
     judged: verify.Runs = optimized
-    if "CPUExecutionProvider" in providers and (half := verify.with_roundings(result.graph)):
+    if target.on_cpu and (half := verify.with_roundings(result.graph)):
         judged = verify.Recorded(Session.of(half, threads=threads, optimize=False), feeds)
     metrics = shown((), said, feeds[0], reference)
     _compare(said, judged, feeds, metrics, report)
@@ -100,7 +117,9 @@ def prove(
     del optimized
     if report.float_operators == []:
         progress("compare bits", 3, steps)
-        report.exact_with = check_exact(model, feeds[0], providers, target.session)
+        report.exact_with = check_exact(
+            model, feeds[0], target.providers or (CPU,), target.session
+        )
     progress("compare layers", 4, steps)
     _rank(result, report, feeds[:LAYER_SAMPLES])
     report.ranges = compare_ranges(result, feeds, unseen.synthesised)

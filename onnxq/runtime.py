@@ -26,6 +26,7 @@ from onnxq.storage import save_proto
 from onnxq.tensors import initializers, is_external, read_in
 
 Array = NDArray[Any]
+CPU = "CPUExecutionProvider"
 _SERIALIZE_LIMIT = 1_800_000_000  # bytes; above it a model goes through a file
 _NO_KERNEL = re.compile(r"([\w.]+):(\w+)\(-?\d+\) is not a registered function/op")
 _NO_SCHEMA = re.compile(r"No Op registered for (\w+) with domain_version of (\d+)")
@@ -134,6 +135,11 @@ class Ends:
         return made | {n: self.coded[n].real(made[n]) for n in self.coded.keys() & made.keys()}
 
 
+def missing_providers(providers: Sequence[str]) -> list[str]:
+    """Those that the onnxruntime of this Python lacks."""
+    return [name for name in providers if name not in ort.get_available_providers()]
+
+
 class Session:
     """A model ready to run: `run(feed, names)` gives arrays by name."""
 
@@ -141,18 +147,18 @@ class Session:
         self,
         model: str | Path | onnx.ModelProto,
         *,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[str] = (),
         optimize: bool = True,
         threads: int | None = None,
         config: Mapping[str, str] | None = None,
         initializers: Mapping[str, Array] | None = None,
     ) -> None:
-        """`initializers` are weights that the model itself leaves out.
+        """`initializers` are weights that the model itself leaves out. Without `providers` it runs
+        on the CPU.
 
         Raises OnnxqError when the runtime refuses the model or lacks the provider.
         """
-        missing = [p for p in providers if p not in ort.get_available_providers()]
-        if missing:
+        if missing := missing_providers(providers):
             have = ", ".join(ort.get_available_providers())
             raise OnnxqError(
                 f"this onnxruntime has no {missing[0]}; it has {have}: install the package of "
@@ -174,7 +180,7 @@ class Session:
         with ExitStack() as files:  # the session has read what it needs once it is made
             try:
                 source = self._source(model, files)
-                self.ort = ort.InferenceSession(source, options, providers=list(providers))
+                self.ort = ort.InferenceSession(source, options, providers=list(providers) or [CPU])
             except OnnxqError:
                 raise
             except Exception as error:

@@ -25,7 +25,8 @@ from onnxq.metrics import metric as metric_of
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.selectors import Selector
 from onnxq.pipeline import Progress
-from onnxq.recipe import Recipe, load_recipe
+from onnxq.proof import at_hand
+from onnxq.recipe import Recipe, check_target, load_recipe
 from onnxq.report import Report
 from onnxq.samples import Preprocessing
 from onnxq.sampling import Sampling
@@ -129,6 +130,7 @@ def sensitivity(
     path = Path(model)
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe or preset), settings)
     device = target if isinstance(target, Target) else load_target(target)
+    check_target(chosen, device)
     proto = load_proto(path)
     original = g.load(proto, path.parent)
     _check_inputs(proto)
@@ -142,6 +144,7 @@ def sensitivity(
     first = next(iter(measured))
     chosen_metric = metric_of(metric, first, float_session(path, original, threads).run(first))
     report = Report()
+    device = at_hand(device, report)
     shared: dict[str, Any] = {"include": tuple(include), "exclude": tuple(exclude)}
     shared["threads"] = threads
     chosen = decided(chosen, original, calibration, device, report, shared, progress)
