@@ -28,13 +28,7 @@ from onnxq.passes import Assign, FoldBatchNorm, FoldFakeQuant, Normalize, SpareS
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.fake_quant import is_trained
 from onnxq.pipeline import MEMORY_BUDGET, Pass, Pipeline, Progress, Result
-from onnxq.proof import (
-    LAYER_SAMPLES,
-    VERIFICATION_SAMPLES,
-    at_hand,
-    prove,
-    warn_of_results,
-)
+from onnxq.proof import LAYER_SAMPLES, VERIFICATION_SAMPLES, prove, warn_of_results
 from onnxq.recipe import Recipe, check_target, load_recipe
 from onnxq.report import LayerRecord, Report
 from onnxq.reported_metrics import records, shown
@@ -152,7 +146,6 @@ def quantize(
         float_bytes=model_size(path),
         environment=_environment(path, seed),
     )
-    device = at_hand(device, report)
     progress("samples", 0, 1)
     sampling = Sampling(
         path, model_proto, preprocess, states, batch_size, seed, threads, tokenizer, max_tokens
@@ -395,7 +388,6 @@ def validate(
         quantized_bytes=model_size(_existing(quantized)),
         environment=_environment(Path(reference), seed),
     )
-    device = at_hand(device, report)
     float_model = load_proto(reference)
     _check_inputs(float_model)
     sampling = Sampling(

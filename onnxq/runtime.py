@@ -6,7 +6,7 @@ import ctypes
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from onnxq.coded_io import CodedValue, from_metadata
@@ -26,7 +27,6 @@ from onnxq.storage import save_proto
 from onnxq.tensors import initializers, is_external, read_in
 
 Array = NDArray[Any]
-CPU = "CPUExecutionProvider"
 _SERIALIZE_LIMIT = 1_800_000_000  # bytes; above it a model goes through a file
 _NO_KERNEL = re.compile(r"([\w.]+):(\w+)\(-?\d+\) is not a registered function/op")
 _NO_SCHEMA = re.compile(r"No Op registered for (\w+) with domain_version of (\d+)")
@@ -34,6 +34,10 @@ _NO_SCHEMA = re.compile(r"No Op registered for (\w+) with domain_version of (\d+
 _KINDS = {kind: name.lower() for name, kind in onnx.TensorProto.DataType.items()} | {
     onnx.TensorProto.FLOAT: "float"
 }
+
+_FLOAT8 = (onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2)
+# onnxruntime 1.31 takes pairs of FP8 into integer kernels, and then does not load the model.
+NO_PAIRS = "session.disable_quant_qdq"
 
 _libraries: ContextVar[tuple[str, ...]] = ContextVar("libraries", default=())
 
@@ -135,9 +139,21 @@ class Ends:
         return made | {n: self.coded[n].real(made[n]) for n in self.coded.keys() & made.keys()}
 
 
-def missing_providers(providers: Sequence[str]) -> list[str]:
-    """Those that the onnxruntime of this Python lacks."""
-    return [name for name in providers if name not in ort.get_available_providers()]
+def _loaded(
+    source: str | bytes, options: ort.SessionOptions, providers: Sequence[str]
+) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(source, options, providers=list(providers))
+    except Exception as error:
+        raise load_error(error) from None
+
+
+def _has_float8(model: str | Path | onnx.ModelProto) -> bool:
+    if not isinstance(model, onnx.ModelProto):
+        path, model = Path(model), onnx.ModelProto()
+        with suppress(DecodeError, OSError):  # what is no model has none
+            model.ParseFromString(path.read_bytes())
+    return any(tensor.data_type in _FLOAT8 for tensor in initializers(model))
 
 
 class Session:
@@ -147,18 +163,18 @@ class Session:
         self,
         model: str | Path | onnx.ModelProto,
         *,
-        providers: Sequence[str] = (),
+        providers: Sequence[str] = ("CPUExecutionProvider",),
         optimize: bool = True,
         threads: int | None = None,
         config: Mapping[str, str] | None = None,
         initializers: Mapping[str, Array] | None = None,
     ) -> None:
-        """`initializers` are weights that the model itself leaves out. Without `providers` it runs
-        on the CPU.
+        """`initializers` are weights that the model itself leaves out.
 
         Raises OnnxqError when the runtime refuses the model or lacks the provider.
         """
-        if missing := missing_providers(providers):
+        missing = [p for p in providers if p not in ort.get_available_providers()]
+        if missing:
             have = ", ".join(ort.get_available_providers())
             raise OnnxqError(
                 f"this onnxruntime has no {missing[0]}; it has {have}: install the package of "
@@ -178,13 +194,14 @@ class Session:
         if self._weights:
             options.add_external_initializers(list(self._weights), list(self._weights.values()))
         with ExitStack() as files:  # the session has read what it needs once it is made
+            source = self._source(model, files)
             try:
-                source = self._source(model, files)
-                self.ort = ort.InferenceSession(source, options, providers=list(providers) or [CPU])
+                self.ort = _loaded(source, options, providers)
             except OnnxqError:
-                raise
-            except Exception as error:
-                raise load_error(error) from None
+                if not _has_float8(model):
+                    raise
+                options.add_session_config_entry(NO_PAIRS, "1")
+                self.ort = _loaded(source, options, providers)
         self.inputs = [value.name for value in self.ort.get_inputs()]
         self.outputs = [value.name for value in self.ort.get_outputs()]
         ends = [*self.ort.get_inputs(), *self.ort.get_outputs()]

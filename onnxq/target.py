@@ -17,6 +17,7 @@ from onnxq.errors import OnnxqError, suggest
 from onnxq.graph import is_depthwise, weight_view
 from onnxq.qtype import FLOAT8, QType
 
+CPU = "CPUExecutionProvider"
 Form = Literal["static", "dynamic", "weights", "integer"]
 
 _FORMAT = re.compile(r"(?:w(\d+)(?::(\d+))?)?(?:a(\d+))?(e4m3|e5m2)?")
@@ -178,14 +179,19 @@ class Target:
 
     @property
     def is_here(self) -> bool:
-        """Whether this machine is of the target's kind: what is timed here holds there."""
-        suits = not self.machines or platform.machine().lower() in self.machines
-        return suits and bool(self.providers)
+        """Whether it is this machine's CPU or of its kind: what is timed here holds there."""
+        kind = not self.machines or platform.machine().lower() in self.machines
+        return kind and self.is_cpu
 
     @property
-    def on_cpu(self) -> bool:
-        """Whether its models run on the CPU here, as they do where its provider is not known."""
-        return not self.providers or "CPUExecutionProvider" in self.providers
+    def is_cpu(self) -> bool:
+        """Whether the provider that this process has runs it."""
+        return not self.providers or CPU in self.providers
+
+    @property
+    def stand_in(self) -> tuple[str, ...]:
+        """The providers by which this process runs its models: the CPU's for any but its own."""
+        return (tuple(self.providers) if self.is_cpu else ()) or (CPU,)
 
     def rule(self, node: gs.Node, form: Form, format: Format = W8A8) -> OpRule | None:
         """The first rule that takes this node in this form and these widths."""

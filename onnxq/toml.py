@@ -61,6 +61,8 @@ def fill(kind: type[Any], row: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def coerce(value: Any, wanted: Any, where: str) -> Any:
     """A TOML value as the type of a dataclass field; a class with a `parse` takes its text."""
+    if wanted is Any:
+        return value
     origin = get_origin(wanted)
     if origin is Literal:
         for choice in get_args(wanted):
@@ -71,6 +73,10 @@ def coerce(value: Any, wanted: Any, where: str) -> Any:
     if origin is tuple:
         items = value if isinstance(value, list) else [value]
         return tuple(coerce(item, get_args(wanted)[0], where) for item in items)
+    if origin is list:
+        if not isinstance(value, list):
+            raise OnnxqError(f"{where} is a list, not {value!r}")
+        return [coerce(item, get_args(wanted)[0], where) for item in value]
     if origin is dict:
         if not isinstance(value, dict):
             raise OnnxqError(f"{where} is a table, not {value!r}")

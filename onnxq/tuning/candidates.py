@@ -117,7 +117,7 @@ class Workshop:
     def session(self, path: Path) -> Session:
         target = self.target
         return Session(
-            path, providers=target.providers, threads=self.threads, config=target.session
+            path, providers=target.stand_in, threads=self.threads, config=target.session
         )
 
     def reference(self) -> Session:

@@ -25,7 +25,6 @@ from onnxq.metrics import metric as metric_of
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.selectors import Selector
 from onnxq.pipeline import Progress
-from onnxq.proof import at_hand
 from onnxq.recipe import Recipe, check_target, load_recipe
 from onnxq.report import Report
 from onnxq.samples import Preprocessing
@@ -144,7 +143,6 @@ def sensitivity(
     first = next(iter(measured))
     chosen_metric = metric_of(metric, first, float_session(path, original, threads).run(first))
     report = Report()
-    device = at_hand(device, report)
     shared: dict[str, Any] = {"include": tuple(include), "exclude": tuple(exclude)}
     shared["threads"] = threads
     chosen = decided(chosen, original, calibration, device, report, shared, progress)

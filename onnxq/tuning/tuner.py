@@ -35,7 +35,6 @@ from onnxq.metrics import Metric, class_scores
 from onnxq.metrics import metric as metric_of
 from onnxq.passes import Assign
 from onnxq.pipeline import Progress
-from onnxq.proof import at_hand
 from onnxq.recipe import Recipe, load_recipe
 from onnxq.report import Latency, Report
 from onnxq.samples import Feed, Preprocessing
@@ -129,7 +128,6 @@ def tune(
     calibration = sampling.carry(drawn.slice(0, half))
     held_out = sampling.carry(drawn.slice(half, half + HELD_OUT))
     report = Report()
-    device = at_hand(device, report)
     first = next(iter(held_out))
     judge = _judge(metric, first, float_session(path, original, threads).run(first))
     with scratch() as folder:
