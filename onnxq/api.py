@@ -34,7 +34,7 @@ from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.fake_quant import is_trained
 from onnxq.pipeline import MEMORY_BUDGET, Pass, Pipeline, Progress, Result
 from onnxq.proof import LAYER_SAMPLES, VERIFICATION_SAMPLES, prove, warn_of_results
-from onnxq.recipe import Recipe, load_recipe
+from onnxq.recipe import Recipe, check_target, load_recipe
 from onnxq.report import LayerRecord, Report
 from onnxq.reported_metrics import records, shown
 from onnxq.runtime import Session
@@ -138,6 +138,7 @@ def quantize(
     if not (check and latency_check):  # what is not run is not timed
         chosen = chosen.without(SpareSlow.name)
     device = target if isinstance(target, Target) else load_target(target)
+    check_target(chosen, device)
     place = Path(output) if output else path.with_name(f"{path.stem}.{chosen.name}.onnx")
     _check_paths(path, place)
     model_proto = load_proto(path)

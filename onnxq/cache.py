@@ -32,7 +32,10 @@ from numpy.typing import NDArray
 LIMIT = 2 << 30  # bytes in the folder
 LARGEST = 64 << 20  # bytes of an entry: more takes as long to read as to measure
 _SUFFIX = ".npz"
-_PACKED = {name: getattr(ml_dtypes, name) for name in ("int2", "uint2", "int4", "uint4")}
+_NARROW = {  # kept as the bytes that they are
+    name: getattr(ml_dtypes, name)
+    for name in ("int2", "uint2", "int4", "uint4", "float8_e4m3fn", "float8_e5m2")
+}
 _enabled: ContextVar[bool] = ContextVar("cache", default=True)
 
 
@@ -161,14 +164,14 @@ def _encode(value: Any, arrays: dict[str, NDArray[Any]]) -> Any:
     if isinstance(value, float) and not isinstance(value, np.generic):
         return {"float": value.hex()}
     if isinstance(value, np.ndarray | np.generic):
-        array, packed = np.asarray(value), ""
-        if array.dtype.name in _PACKED:
-            array, packed = array.astype(np.int8), array.dtype.name
+        array, narrow = np.asarray(value), ""
+        if array.dtype.name in _NARROW:
+            array, narrow = array.view(np.uint8), array.dtype.name
         if array.dtype.kind not in "biufc":
             raise TypeError(f"no array of {array.dtype} can be kept")
         arrays[f"a{len(arrays)}"] = array
         place = f"a{len(arrays) - 1}"
-        return {"array": place, "scalar": isinstance(value, np.generic), "packed": packed}
+        return {"array": place, "scalar": isinstance(value, np.generic), "narrow": narrow}
     if isinstance(value, dict):
         return {"dict": [[_encode(k, arrays), _encode(v, arrays)] for k, v in value.items()]}
     kind = type(value)
@@ -191,7 +194,7 @@ def _decode(tree: Any, arrays: Any) -> Any:
         return float.fromhex(tree["float"])
     if "array" in tree:
         array = arrays[tree["array"]]
-        array = array.astype(_PACKED[tree["packed"]]) if tree["packed"] else array
+        array = array.view(_NARROW[tree["narrow"]]) if tree["narrow"] else array
         return array[()] if tree["scalar"] else array
     if "dict" in tree:
         return {_decode(k, arrays): _decode(v, arrays) for k, v in tree["dict"]}

@@ -59,7 +59,7 @@ def settle(
         result = Pipeline(steps).run(graph, fitted, target, **options)
         made = Session.of(
             result.graph,
-            providers=target.providers,
+            providers=target.stand_in,
             threads=options.get("threads"),
             config=target.session,
         )

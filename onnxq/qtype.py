@@ -1,9 +1,11 @@
-"""Integer number formats: a real range becomes a scale and a zero point, values become codes.
+"""Number formats: a real range becomes a scale and a zero point, values become codes.
 
     real ≈ scale · (code − zero)
 
 Affine quantization as in Jacob et al., "Quantization and Training of Neural Networks for
-Efficient Integer-Arithmetic-Only Inference" (2018), §2.1.
+Efficient Integer-Arithmetic-Only Inference" (2018), §2.1. Codes are integers, or floating-point
+numbers of 8 bits, E4M3 (± 448) and E5M2 (± 57344), whose zero is 0: Micikevicius et al., "FP8
+Formats for Deep Learning" (2022), table 1.
 """
 
 from __future__ import annotations
@@ -22,25 +24,31 @@ Codes = NDArray[Any]  # ml_dtypes' 2- and 4-bit integers are no subtype of np.in
 _LEAST_HALF = 2.0**-11  # float16 is exact to 2⁻¹⁴ of itself there, to 2⁻²⁵ whatever the size
 
 _SPEC = re.compile(
-    r"(?P<sign>[us])(?P<bits>\d+)(?P<asym>a)?(?P<power>p)?(?::(?P<group>channel|\d+))?(?P<codes>/4)?"
+    r"(?:(?P<sign>[us])(?P<bits>\d+)(?P<asym>a)?|f8(?P<float8>e\dm\d))"
+    r"(?P<power>p)?(?::(?P<group>channel|\d+))?(?P<codes>/4)?"
 )
+# Without infinities (and with one NaN), as hardware has E4M3; E5M2 is as in IEEE 754.
+FLOAT8 = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
 
 
 @dataclass(frozen=True)
 class QType:
-    """An integer format and what shares one scale.
+    """A format of codes and what shares one scale.
 
     `group` is None for one scale per tensor, -1 for one per output channel, n for one per block of
     n neighbours along the input axis. With `power_of_two` every scale is one: hardware without a
     multiplier for scales shifts instead. `scale_bits` are those of a block's scale in the file: 16
-    are a float, 4 a code under a step per row (see `super_blocks`).
+    are a float, 4 a code under a step per row (see `super_blocks`). `float8` is `e4m3` or `e5m2` where
+    codes are floating-point numbers, which are signed and symmetric and have no blocks.
 
-    >>> QType.parse("s8:channel")      # symmetric, codes -127..127, a scale per output channel
-    QType(bits=8, signed=True, symmetric=True, group=-1, power_of_two=False, scale_bits=16)
+    >>> QType.parse("s8:channel").scheme  # codes -127..127, a scale per output channel
+    'per channel, symmetric'
     >>> str(QType(8, signed=False, symmetric=False))  # codes 0..255, a scale per tensor
     'u8a'
     >>> QType.parse("s8p").power_of_two, QType.parse("u4a:32/4").scale_bits
     (True, 4)
+    >>> QType.parse("f8e4m3:channel").qmax
+    448
     """
 
     bits: int = 8
@@ -49,20 +57,26 @@ class QType:
     group: int | None = None
     power_of_two: bool = False
     scale_bits: int = 16
+    float8: str = ""
 
     @classmethod
     def parse(cls, text: str) -> QType:
         """Read `[u|s]BITS[a][p][:channel|:BLOCK]`: `a` is asymmetric, `p` power-of-two scales.
 
-        `/4` after the block of an asymmetric format are scales of 4 bits.
+        `/4` after the block of an asymmetric format are scales of 4 bits. `f8e4m3` and `f8e5m2`
+        stand in the place of `s8`.
 
         Raises ValueError for anything else.
         """
         match = _SPEC.fullmatch(text)
-        if not match or int(match["bits"]) not in (2, 3, 4, 8, 16, 32):
+        bits, float8 = (match["bits"] or 8, match["float8"] or "") if match else (0, "")
+        if not match or int(bits) not in (2, 3, 4, 8, 16, 32) or float8 not in ("", *FLOAT8):
             raise ValueError(
-                f"{text!r} is no number format; write for example s8, u8a, s8:channel or u4a:32"
+                f"{text!r} is no number format; write for example s8, u8a, s8:channel, u4a:32 or "
+                "f8e4m3"
             )
+        if float8 and match["group"] not in (None, "channel"):
+            raise ValueError(f"{text!r}: FP8 has a scale per tensor or channel, not per block")
         group = {None: None, "channel": -1}.get(match["group"], match["group"])
         takes_codes = group not in (None, -1) and match["asym"] and not match["power"]
         if match["codes"] and not takes_codes:
@@ -70,19 +84,21 @@ class QType:
                 f"{text!r}: scales of 4 bits are for asymmetric blocks, as in u4a:32/4"
             )
         return cls(
-            bits=int(match["bits"]),
-            signed=match["sign"] == "s",
+            bits=int(bits),
+            signed=match["sign"] != "u",
             symmetric=match["asym"] is None,
             group=None if group is None else int(group),
             power_of_two=match["power"] is not None,
             scale_bits=4 if match["codes"] else 16,
+            float8=float8,
         )
 
     def __str__(self) -> str:
         group = {None: "", -1: ":channel"}.get(self.group, f":{self.group}")
         marks = ("" if self.symmetric else "a") + ("p" if self.power_of_two else "")
         scales = "" if self.scale_bits == 16 else f"/{self.scale_bits}"
-        return f"{'s' if self.signed else 'u'}{self.bits}{marks}{group}{scales}"
+        kind = "f" if self.float8 else "s" if self.signed else "u"
+        return f"{kind}{self.bits}{self.float8}{marks}{group}{scales}"
 
     @property
     def scheme(self) -> str:
@@ -95,6 +111,8 @@ class QType:
 
     @property
     def qmax(self) -> int:
+        if self.float8:
+            return int(ml_dtypes.finfo(self.dtype).max)
         return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
     @property
@@ -104,6 +122,8 @@ class QType:
         Those with blocks do not: the scale of a block may be negative, and the lowest code is for
         the weight that is farthest from zero.
         """
+        if self.float8:
+            return -self.qmax
         lowest = -(1 << (self.bits - 1)) if self.signed else 0
         return lowest + 1 if self.symmetric and not self.blocked else lowest
 
@@ -118,6 +138,8 @@ class QType:
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        if self.float8:
+            return np.dtype(FLOAT8[self.float8])
         small = {2: (ml_dtypes.uint2, ml_dtypes.int2), 4: (ml_dtypes.uint4, ml_dtypes.int4)}
         if self.bits in small:
             return np.dtype(small[self.bits][self.signed])
@@ -226,8 +248,17 @@ def next_power_of_two(x: ArrayLike) -> Floats:
 
 def quantize(x: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], qtype: QType) -> Codes:
     """Round half to even, shift, clip: what ONNX QuantizeLinear does. Shapes broadcast."""
-    codes = np.rint(x / scale) + zero.astype(np.float32)
-    return as_codes(np.clip(codes, qtype.qmin, qtype.qmax).astype(qtype.byte), qtype)
+    codes = nearest(x / scale, qtype, zero.astype(np.float32))
+    if qtype.float8:
+        return codes.astype(qtype.dtype)
+    return as_codes(codes.astype(qtype.byte), qtype)
+
+
+def nearest(real: NDArray[Any], qtype: QType, zero: ArrayLike = 0) -> NDArray[Any]:
+    """The codes, as floats, nearest to numbers in units of the scale; shapes broadcast."""
+    if qtype.float8:  # clipped first: what is beyond the largest would be NaN or infinity
+        return np.clip(real, qtype.qmin, qtype.qmax).astype(qtype.dtype).astype(real.dtype)
+    return np.clip(np.rint(real) + zero, qtype.qmin, qtype.qmax)
 
 
 def as_codes(codes: NDArray[np.integer[Any]], qtype: QType) -> Codes:

@@ -15,7 +15,7 @@ from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.integer_only import IntegerOnly
 from onnxq.passes.solve.assign import Assign
 from onnxq.pipeline import Pass, Pipeline
-from onnxq.target import Format
+from onnxq.target import Format, Target, load_target, target_names
 
 ENTRY_POINTS = "onnxq.passes"
 
@@ -105,6 +105,36 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     if name.endswith(".toml"):
         return parse_recipe(Path(name).stem, toml.read_text(Path(name), "recipe"), settings)
     return parse_recipe(name, preset_text(name), settings)
+
+
+def check_target(recipe: Recipe, target: Target) -> None:
+    """Raises OnnxqError where the target has no rule for what the recipe wants, naming targets
+    that have one, and presets that suit this one.
+    """
+    plans = [step for step in recipe.passes if isinstance(step, Assign)]
+    unfit = next((plan for plan in plans if not _suits(plan, target)), None)
+    if unfit is None:
+        return
+    targets = [name for name in target_names() if _suits(unfit, load_target(name))]
+    presets = [
+        name
+        for name in preset_names()
+        if all(_suits(s, target) for s in load_recipe(name).passes if isinstance(s, Assign))
+    ]
+    wanted = f"{unfit.format} ({unfit.form})"
+    raise OnnxqError(
+        f"target {target.name} has no rules for {wanted}, which {recipe.name!r} wants; "
+        f"targets that have: {', '.join(targets) or 'none'}; presets for {target.name}: "
+        f"{', '.join(presets)}"
+    )
+
+
+def _suits(plan: Assign, target: Target) -> bool:
+    try:
+        plan.check(target)
+    except OnnxqError:
+        return False
+    return True
 
 
 def preset_names() -> list[str]:

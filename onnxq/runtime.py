@@ -6,7 +6,7 @@ import ctypes
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from onnxq.coded_io import CodedValue, from_metadata
@@ -33,6 +34,10 @@ _NO_SCHEMA = re.compile(r"No Op registered for (\w+) with domain_version of (\d+
 _KINDS = {kind: name.lower() for name, kind in onnx.TensorProto.DataType.items()} | {
     onnx.TensorProto.FLOAT: "float"
 }
+
+_FLOAT8 = (onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2)
+# onnxruntime 1.31 takes pairs of FP8 into integer kernels, and then does not load the model.
+NO_PAIRS = "session.disable_quant_qdq"
 
 _libraries: ContextVar[tuple[str, ...]] = ContextVar("libraries", default=())
 
@@ -134,6 +139,23 @@ class Ends:
         return made | {n: self.coded[n].real(made[n]) for n in self.coded.keys() & made.keys()}
 
 
+def _loaded(
+    source: str | bytes, options: ort.SessionOptions, providers: Sequence[str]
+) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(source, options, providers=list(providers))
+    except Exception as error:
+        raise load_error(error) from None
+
+
+def _has_float8(model: str | Path | onnx.ModelProto) -> bool:
+    if not isinstance(model, onnx.ModelProto):
+        path, model = Path(model), onnx.ModelProto()
+        with suppress(DecodeError, OSError):  # what is no model has none
+            model.ParseFromString(path.read_bytes())
+    return any(tensor.data_type in _FLOAT8 for tensor in initializers(model))
+
+
 class Session:
     """A model ready to run: `run(feed, names)` gives arrays by name."""
 
@@ -172,13 +194,14 @@ class Session:
         if self._weights:
             options.add_external_initializers(list(self._weights), list(self._weights.values()))
         with ExitStack() as files:  # the session has read what it needs once it is made
+            source = self._source(model, files)
             try:
-                source = self._source(model, files)
-                self.ort = ort.InferenceSession(source, options, providers=list(providers))
+                self.ort = _loaded(source, options, providers)
             except OnnxqError:
-                raise
-            except Exception as error:
-                raise load_error(error) from None
+                if not _has_float8(model):
+                    raise
+                options.add_session_config_entry(NO_PAIRS, "1")
+                self.ort = _loaded(source, options, providers)
         self.inputs = [value.name for value in self.ort.get_inputs()]
         self.outputs = [value.name for value in self.ort.get_outputs()]
         ends = [*self.ort.get_inputs(), *self.ort.get_outputs()]

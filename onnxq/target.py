@@ -15,56 +15,67 @@ import onnx_graphsurgeon as gs
 from onnxq import toml
 from onnxq.errors import OnnxqError, suggest
 from onnxq.graph import is_depthwise, weight_view
-from onnxq.qtype import QType
+from onnxq.qtype import FLOAT8, QType
 
 CPU = "CPUExecutionProvider"
 Form = Literal["static", "dynamic", "weights", "integer"]
 
-_FORMAT = re.compile(r"(?:w(\d+)(?::(\d+))?)?(?:a(\d+))?")
+_FORMAT = re.compile(r"(?:w(\d+)(?::(\d+))?)?(?:a(\d+))?(e4m3|e5m2)?")
 _SINCE = {2: 25, 4: 21, 16: 21}  # bits → the opset whose DequantizeLinear takes them
 _BLOCKS = 21  # the same of blocks
+_FLOAT8 = 19  # and of FP8
 
 
 @dataclass(frozen=True)
 class Format:
     """Widths of weights and of activations, in bits; None stays float.
 
-    `block` is how many neighbouring weights share a scale, where blocks of them do.
+    `block` is how many neighbouring weights share a scale, where blocks of them do; `float8` is
+    `e4m3` or `e5m2` where the 8 bits are floating-point numbers.
 
     >>> Format.parse("w4a8"), str(Format.parse("float"))
-    (Format(weight_bits=4, activation_bits=8, block=None), 'float')
+    (Format(weight_bits=4, activation_bits=8, block=None, float8=''), 'float')
     >>> Format.parse("w4:128")
-    Format(weight_bits=4, activation_bits=None, block=128)
+    Format(weight_bits=4, activation_bits=None, block=128, float8='')
+    >>> Format.parse("w8a8e4m3").float8
+    'e4m3'
     """
 
     weight_bits: int | None = None
     activation_bits: int | None = None
     block: int | None = None
+    float8: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Format:
-        """Read `wBITSaBITS`, either half alone, `wBITS:BLOCK`, or `float`.
+        """Read `wBITSaBITS`, either half alone, `wBITS:BLOCK`, `w8a8e4m3` (FP8) or `float`.
 
         Raises ValueError for anything else.
         """
         match = _FORMAT.fullmatch("" if text == "float" else text)
-        if match is None or not text:
+        if match is None or not text or text in FLOAT8:
             raise ValueError(
                 f"{text!r} is no format; write for example w8a8, w4a8, w8 (weights alone), w4:128 "
-                "(in blocks), a8 (activations alone) or float"
+                "(in blocks), a8 (activations alone), w8a8e4m3 (FP8) or float"
             )
-        weight, block, activation = (int(n) if n else None for n in match.groups())
-        return cls(weight, activation, block)
+        weight, block, activation = (int(n) if n else None for n in match.groups()[:3])
+        return cls(weight, activation, block, match[4] or "")
 
     def __str__(self) -> str:
         halves = (("w", self.weight_bits), (":", self.block), ("a", self.activation_bits))
-        return "".join(f"{key}{bits}" for key, bits in halves if bits is not None) or "float"
+        said = "".join(f"{key}{bits}" for key, bits in halves if bits is not None)
+        return said + self.float8 or "float"
 
     @property
     def opset(self) -> int:
         """The least that can say it. Activations below 8 bits are 8-bit codes that use few."""
         weight, activation = self.weight_bits or 8, max(self.activation_bits or 8, 8)
-        return max(_SINCE.get(weight, 1), _SINCE.get(activation, 1), _BLOCKS if self.block else 1)
+        return max(
+            _SINCE.get(weight, 1),
+            _SINCE.get(activation, 1),
+            _BLOCKS if self.block else 1,
+            _FLOAT8 if self.float8 else 1,
+        )
 
     @property
     def opset_of_bytes(self) -> int:
@@ -80,6 +91,7 @@ class OpRule:
     """One way in which a target runs one operator in integers, and how we know.
 
     `output` says what the kernel hands on: `quantized` codes only, `float` only, or `any`.
+    `bias` is `float` where the kernel adds one that is no int32 of the accumulator's scale.
     `pair_limit` bounds |w_k + w_k+1| of neighbouring weights of one sign (None: no bound).
     `blocks` are the numbers of neighbouring weights that may share a scale (none: only those of
     `weight`), `accuracy_level` is what the kernel for them computes in (4: 8-bit activations).
@@ -91,6 +103,7 @@ class OpRule:
     activation: QType | None = None
     weight: QType | None = None
     output: Literal["quantized", "float", "any"] = "quantized"
+    bias: Literal["int32", "float"] = "int32"
     fuses: tuple[str, ...] = ()
     pair_limit: int | None = None
     depthwise: bool | None = None
@@ -107,7 +120,10 @@ class OpRule:
         if format.block is not None and not self.blocks:
             return False
         widths = (self.weight, format.weight_bits), (self.activation, format.activation_bits)
-        fits = all(q is None or bits is None or q.bits == bits for q, bits in widths)
+        fits = all(
+            q is None or bits is None or (q.bits, q.float8) == (bits, format.float8)
+            for q, bits in widths
+        )
         return fits and any(q is not None and bits is not None for q, bits in widths)
 
     def only(self, format: Format) -> OpRule:
@@ -167,6 +183,7 @@ class Target:
     left_float: dict[str, str] = field(default_factory=dict)
     session: dict[str, str] = field(default_factory=dict)
     provider_options: dict[str, str] = field(default_factory=dict)
+    standard_only: bool = False  # no operators beyond those of ONNX, such as MatMulNBits
     fixed_shapes: bool = False  # every dimension must be a number when the model is loaded
     whole: bool = False  # what stays float is slow there: all that has a rule becomes integer
     takes_units: bool = False  # a layer between quantizers is taken as one, or left as a whole
@@ -189,6 +206,11 @@ class Target:
         """Whether the provider that this process has runs it."""
         return not self.providers or CPU in self.providers
 
+    @property
+    def stand_in(self) -> tuple[str, ...]:
+        """The providers by which this process runs its models: the CPU's for any but its own."""
+        return (tuple(self.providers) if self.is_cpu else ()) or (CPU,)
+
     def rule(self, node: gs.Node, form: Form, format: Format = W8A8) -> OpRule | None:
         """The first rule that takes this node in this form and these widths."""
         rules = (r for r in self.ops.get(node.op, ()) if r.form == form and r.takes(format))
@@ -202,11 +224,21 @@ class Target:
         """
         rules = [rule for rules in self.ops.values() for rule in rules if rule.form == form]
         found = {
-            Format(r.weight.bits, r.activation.bits) for r in rules if r.weight and r.activation
+            Format(r.weight.bits, r.activation.bits, float8=r.weight.float8)
+            for r in rules
+            if r.weight and r.activation
         }
         if form != "dynamic":
-            found |= {Format(rule.weight.bits, None) for rule in rules if rule.weight}
-            found |= {Format(None, rule.activation.bits) for rule in rules if rule.activation}
+            found |= {
+                Format(weight.bits, float8=weight.float8)
+                for weight in (rule.weight for rule in rules)
+                if weight
+            }
+            found |= {
+                Format(None, activation.bits, float8=activation.float8)
+                for activation in (rule.activation for rule in rules)
+                if activation
+            }
         return found
 
     def why_float(self, node: gs.Node, form: Form, format: Format = W8A8) -> str:
@@ -278,6 +310,7 @@ def _parse(name: str, text: str) -> Target:
             "left_float",
             "session",
             "provider_options",
+            "standard_only",
             "fixed_shapes",
             "takes_units",
             "whole",
@@ -290,6 +323,10 @@ def _parse(name: str, text: str) -> Target:
             "machines",
         )
         inherited |= {key: getattr(base, key) for key in kept}
+    if "float16_as" in data:  # what overflows does so on any device
+        like = toml.coerce(data.pop("float16_as"), str, f"{where}: float16_as")
+        other = _parse(like, target_text(like))
+        inherited |= {key: getattr(other, key) for key in ("float32", "float16_operators")}
     adds_pairs = toml.coerce(data.pop("adds_pairs", True), bool, f"{where}: adds_pairs")
     if not adds_pairs:  # the base's rules hold, without their bounds on pairs
         inherited["ops"] = {
@@ -302,8 +339,9 @@ def _parse(name: str, text: str) -> Target:
         f"{where}: ",
     )
     # A target's own rules come first; what it does not mention is its base's.
-    own |= {"ops": ops, "supports": supports}
-    for key in ("ops", "left_float", "float32", "session", "provider_options", "supports"):
+    own["ops"] = ops
+    own["supports"] = supports or inherited.get("supports", {})  # one provider's list, as a whole
+    for key in ("ops", "left_float", "float32", "session", "provider_options"):
         own[key] = inherited.get(key, {}) | own.get(key, {})
     target: Target = _made(Target, inherited | own, where)
     if not 1 <= target.opset <= onnx.defs.onnx_opset_version():

@@ -94,13 +94,21 @@ def test_a_model_with_a_custom_operator_is_quantized_and_verified(
 
 
 def test_every_command_takes_the_library(library: Path, path: Path) -> None:
-    out = path.with_name("q.onnx")
+    out, data = path.with_name("q.onnx"), path.with_name("samples.npz")
+    np.savez(data, x=normal(64, 3, 8, 8))
+    folder = path.parent / "folder"
+    folder.mkdir()
+    shutil.copy(path, folder)
+    (folder / "config.json").write_text("{}", "utf-8")
     for command in (
         ["quantize", path, "-o", out, "--quiet"],
         ["validate", path, out, "--json"],
         ["inspect", path, "--json"],
         ["bench", path, out, "--seconds", "0.1", "--json"],
         ["deploy", out, "--for", "edge-linux", "-o", out.with_name("edge")],
+        ["sensitivity", path, "--data", data, "--json"],
+        ["tune", path, "--data", data, "--max-drop", "90%", "--preset", "int8-static", "--quiet"],
+        ["quantize", path.parent / "folder", "--quiet"],
     ):
         arguments = [*map(str, command), "--custom-ops", str(library)]
         done = CliRunner().invoke(app, arguments)

@@ -34,6 +34,9 @@ def written(folder: Path, text: str) -> str:
     return str(path)
 
 
+CPUS = [name for name in target_names() if name.startswith("cpu")]
+
+
 @pytest.mark.parametrize("name", target_names())
 def test_every_shipped_target_loads_and_says_where_its_rules_come_from(name: str) -> None:
     target = load_target(name)
@@ -41,12 +44,14 @@ def test_every_shipped_target_loads_and_says_where_its_rules_come_from(name: str
     assert len(target.providers) == 1
     assert target.summary
     for op in ("Conv", "Gemm", "MatMul", "Gather", "Add", "MaxPool"):
-        for rule in target.ops[op]:
+        for rule in target.ops.get(op, ()):
             assert (
                 rule.source.split(":")[0] in ("measured", "documented")
                 or "measured" in (rule.source)
                 or rule.source.startswith(("a row", "fuses"))
             ), rule.source
+    for op in ("Conv", "Gemm", "MatMul"):  # every one takes int8-static
+        assert any(r.form == "static" and r.takes(STANDARD) for r in target.ops[op])
     assert "summary" in target_text(name)
 
 
@@ -159,8 +164,8 @@ def test_auto_reads_the_machine(
 WIDE, STANDARD, NARROW = Format(8, 16), Format(8, 8), Format(4, 8)
 
 
-@pytest.mark.parametrize("name", [n for n in target_names() if load_target(n).is_cpu])
-def test_every_cpu_target_has_16_and_4_bit_rules_for_the_products_it_has_8_bit_rules_for(
+@pytest.mark.parametrize("name", CPUS)
+def test_every_cpu_has_16_and_4_bit_rules_for_the_products_it_has_8_bit_rules_for(
     name: str,
 ) -> None:
     target = load_target(name)

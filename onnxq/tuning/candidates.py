@@ -115,8 +115,10 @@ class Workshop:
         return self._paths[text]
 
     def session(self, path: Path) -> Session:
-        providers = tuple(self.target.providers) or ("CPUExecutionProvider",)
-        return Session(path, providers=providers, threads=self.threads, config=self.target.session)
+        target = self.target
+        return Session(
+            path, providers=target.stand_in, threads=self.threads, config=target.session
+        )
 
     def reference(self) -> Session:
         if self._reference is None:

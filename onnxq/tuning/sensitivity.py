@@ -25,7 +25,7 @@ from onnxq.metrics import metric as metric_of
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.selectors import Selector
 from onnxq.pipeline import Progress
-from onnxq.recipe import Recipe, load_recipe
+from onnxq.recipe import Recipe, check_target, load_recipe
 from onnxq.report import Report
 from onnxq.samples import Preprocessing
 from onnxq.sampling import Sampling
@@ -129,6 +129,7 @@ def sensitivity(
     path = Path(model)
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe or preset), settings)
     device = target if isinstance(target, Target) else load_target(target)
+    check_target(chosen, device)
     proto = load_proto(path)
     original = g.load(proto, path.parent)
     _check_inputs(proto)

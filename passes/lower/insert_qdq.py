@@ -173,6 +173,8 @@ class _Writer:
         self, x: gs.Tensor, params: QParams, out: gs.Variable, name: str
     ) -> None:
         qtype = params.qtype
+        if qtype.float8:
+            self._keep_bounds(x)
         scale = self.maker.constant(f"{name}_scale", params.scale)
         zero = self.maker.constant(f"{name}_zero_point", eight_bit_zero(params.zero, qtype))
         if isinstance(x, gs.Constant):
@@ -187,6 +189,30 @@ class _Writer:
             codes.dtype = zero.dtype
         real = self.maker.emit(self.body, "DequantizeLinear", [codes, scale, zero], name)
         real.inputs[0].outputs[0] = out
+
+    def _keep_bounds(self, x: gs.Variable) -> None:
+        """A Relu or Clip before an FP8 QuantizeLinear as Max and Min.
+
+        onnxruntime 1.31 drops such a Relu, as if no code were below zero, and fails on such a Clip.
+        """
+        node = g.producer(x)
+        while node is not None and node.op in MOVERS:
+            node = g.producer(node.inputs[0])
+        bounds = None if node is None else g.clip_bounds(node)
+        if node is None or bounds is None or not g.owns(self.body, node):
+            return
+        real, dtype = node.inputs[0], g.dtype(node.inputs[0]) or np.dtype(np.float32)
+        finite = np.clip(bounds, np.finfo(np.float32).min, np.finfo(np.float32).max)
+        low, high = (
+            self.maker.constant(f"{node.name}_{end}", np.asarray(value, dtype))
+            for end, value in zip(("low", "high"), finite, strict=True)
+        )
+        node.op, node.attrs = "Max", {}
+        if bounds[1] < np.inf:
+            real = self.maker.emit(self.body, "Max", [real, low], node.name)
+            node.op, low = "Min", high
+        node.inputs.clear()
+        node.inputs.extend([real, low])
 
     def _weight(self, view: g.WeightView, q: QTensor, alone: bool) -> gs.Variable:
         """The weight dequantized. `alone`, with float activations, not inside a body: there

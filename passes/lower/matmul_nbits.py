@@ -28,6 +28,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnxq.passes.lower.embedding import lower_embedding
+from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.stored import lower_stored
 
 from onnxq import graph as g
@@ -42,12 +43,17 @@ CONTRIB = "com.microsoft"
 
 @dataclass(frozen=True)
 class MatMulNBits(Pass):
-    """MatMulNBits and GatherBlockQuantized where weights have blocks; other weights stored."""
+    """MatMulNBits and GatherBlockQuantized where weights have blocks; other weights stored.
+
+    For a target of standard operators alone, DequantizeLinear instead.
+    """
 
     name: ClassVar[str] = "matmul-nbits"
     lowers: ClassVar[bool] = True
 
     def apply(self, graph: Graph, ctx: Context) -> int:
+        if ctx.target.standard_only:
+            return InsertQDQ().apply(graph, ctx)
         maker, changes = g.Maker(graph), 0
         for body in g.subgraphs(graph):
             for node, plan in ctx.plan.quantized(list(body.nodes)):

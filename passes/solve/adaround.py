@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-from onnxq.passes.solve.hessian import Array, by_group, from_groups, output_error, started
+from onnxq.passes.solve.hessian import Array, by_group, from_groups, output_error, refuse_float8, started
 
 from onnxq.qtype import QTensor
 from onnxq.solver import Layer, WeightSolver
@@ -44,6 +44,7 @@ class AdaRound(WeightSolver):
     name: ClassVar[str] = "adaround"
 
     def solve(self, layer: Layer) -> QTensor:
+        refuse_float8(layer, self.name)
         return adaround(layer, self.steps, self.rate, self.regularization)
 
 

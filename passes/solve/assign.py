@@ -120,13 +120,19 @@ class Assign(Pass):
     def _is_whole(self, ctx: Context) -> bool:
         return ctx.target.whole and self.form == "static"
 
+    def check(self, target: Target) -> None:
+        """Raises OnnxqError where the target has no rule for a format that is wanted."""
+        wanted = {Format.parse(self.format)} | {split(layer)[1] for layer in self.layers}
+        for format in sorted(wanted - {FLOAT}, key=str):
+            _check_format(format, self.form, target)
+
     def _wishes(self, graph: Graph, ctx: Context) -> Wishes:
         """What is wanted of each node, after raising the opset to what can say it."""
         default = Format.parse(self.format)
         formats = {default} | {split(layer)[1] for layer in self.layers}
-        for format in sorted(formats - {FLOAT}, key=str):
-            _check_format(format, self.form, ctx.target)
-        standard = self.form != "weights" or any(s.name == "insert-qdq" for s in ctx.lowering)
+        self.check(ctx.target)
+        standard = self.form != "weights" or ctx.target.standard_only
+        standard = standard or any(s.name == "insert-qdq" for s in ctx.lowering)
         least = max(f.opset if standard else f.opset_of_bytes for f in formats)
         if self.form == INTEGER:
             least = max(least, Format(None, WIDE).opset)
@@ -147,10 +153,11 @@ class Assign(Pass):
 def _check_format(format: Format, form: Form, target: Target) -> None:
     """That some rule of the target takes a format."""
     known, whole = target.formats(form), replace(format, block=None)
-    if known and whole not in known:
+    if whole not in known:
+        others = f", only for {', '.join(sorted(map(str, known)))}" if known else ""
         raise OnnxqError(
-            f"target {target.name} has no {form} rule for {whole}, only for "
-            f"{', '.join(sorted(map(str, known)))}; choose another --target or format"
+            f"target {target.name} has no {form} rule for {whole}{others}; choose another "
+            "--target or format"
         )
     rules = [rule for rules in target.ops.values() for rule in rules if rule.form == form]
     same = [rule for rule in rules if rule.weight and rule.weight.bits == format.weight_bits]

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-from onnxq.passes.solve.hessian import Array, started
+from onnxq.passes.solve.hessian import Array, refuse_float8, started
 
 from onnxq.errors import OnnxqError
 from onnxq.qtype import QTensor, QType, block_scale, spread
@@ -36,6 +36,7 @@ class AutoRound(WeightSolver):
     name: ClassVar[str] = "autoround"
 
     def solve(self, layer: Layer) -> QTensor:
+        refuse_float8(layer, self.name)
         return autoround(layer, self.steps)
 
 

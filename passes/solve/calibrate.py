@@ -28,7 +28,7 @@ from onnxq.errors import OnnxqError
 from onnxq.graph import Graph
 from onnxq.observe import Extremes, Histogram, HistogramResult, MinMax, Observer
 from onnxq.pipeline import Context, Pass
-from onnxq.qtype import QParams, QType
+from onnxq.qtype import QParams, QType, nearest
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 CANDIDATES = 40
@@ -213,7 +213,7 @@ def mse_loss(
     """E[(x − q(x))²] over a histogram with centers x."""
     params = QParams.from_range(low, high, qtype)
     scale, zero = float(params.scale), float(params.zero)
-    codes = np.clip(np.rint(x / scale) + zero, qtype.qmin, qtype.qmax)
+    codes = nearest(x / scale, qtype, zero)
     return float(weight @ ((codes - zero) * scale - x) ** 2 / weight.sum())
 
 
@@ -221,6 +221,8 @@ def kl_loss(
     x: NDArray[np.float64], weight: NDArray[np.float64], low: float, high: float, qtype: QType
 ) -> float:
     """KL(P ‖ Q): P is the histogram with its outside moved to the edge bins, Q its rounding."""
+    if qtype.float8:
+        raise OnnxqError("calibrate.method = entropy is for integers; FP8 takes minmax or mse")
     inside = (x >= low) & (x <= high)
     levels = qtype.qmax - qtype.qmin + 1
     if inside.sum() <= levels // 2:

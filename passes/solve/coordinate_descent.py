@@ -22,7 +22,7 @@ import numpy as np
 from onnxq.passes.solve.hessian import Array, Codes, by_group, from_groups, started
 from onnxq.passes.solve.refit_scales import refit_scales
 
-from onnxq.qtype import QTensor, QType
+from onnxq.qtype import QTensor, QType, nearest
 from onnxq.solver import Layer, WeightSolver
 
 BLOCK = 64  # columns whose changes reach all others together, in one matrix product
@@ -75,9 +75,8 @@ def sweep(weight: Array, now: Codes, hessian: Array, qtype: QType, pair_limit: i
         for k in range(block.stop - first):
             column = first + k
             unit = scale[:, column]
-            move = np.rint(near[:, k] / (unit * curvature[:, column, None]))
-            target = codes[:, column] + move
-            target = np.clip(target, qtype.qmin, qtype.qmax)
+            best = codes[:, column] + near[:, k] / (unit * curvature[:, column, None])
+            target = nearest(best, qtype)
             if pair_limit is not None and (partner := column ^ 1) < columns:
                 other = codes[:, partner]
                 target = np.clip(target, -pair_limit - other, pair_limit - other)

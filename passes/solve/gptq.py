@@ -26,7 +26,7 @@ from typing import ClassVar
 import numpy as np
 from onnxq.passes.solve.hessian import Array, by_group, from_groups, output_error, started
 
-from onnxq.qtype import QTensor
+from onnxq.qtype import QTensor, nearest
 from onnxq.solver import Layer, WeightSolver
 
 
@@ -124,8 +124,7 @@ class Columns:
 
     def round(self, k: int) -> None:
         qtype, limit = self.layer.qtype, self.layer.pair_limit
-        codes = np.rint(self.target[k] / self.scale[k]) + self.zero[k]
-        codes = np.clip(codes, qtype.qmin, qtype.qmax)
+        codes = nearest(self.target[k] / self.scale[k], qtype, self.zero[k])
         partner = self.order[k] ^ 1
         if limit is not None and partner < len(self.order) and (at := self.place[partner]) < k:
             codes = np.clip(codes, -limit - self.codes[at], limit - self.codes[at])

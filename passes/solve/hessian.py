@@ -40,6 +40,14 @@ def by_group(q: QTensor, groups: int) -> Codes:
     return Codes(*whole)
 
 
+def refuse_float8(layer: Layer, name: str) -> None:
+    """For what learns which of two neighbouring integers a weight becomes."""
+    if layer.qtype.float8:
+        raise OnnxqError(
+            f"{name} is for integers; for FP8 use the pass 'gptq' or 'coordinate-descent'"
+        )
+
+
 def from_groups(codes: Array, qtype: QType) -> NDArray[np.generic]:
     """Codes (out, in) in the format's own type."""
     return codes.reshape(-1, codes.shape[2]).astype(qtype.dtype)

@@ -201,7 +201,7 @@ class Planner:
         ):  # fmt: skip
             return None
         codes = self.coded[source]  # moved as they are
-        rule = self.ctx.target.rule(node, self.form, Format(None, codes.bits))
+        rule = self.ctx.target.rule(node, self.form, Format(None, codes.bits, float8=codes.float8))
         if rule is None:
             return None
         if not any(t.name in self.wanted for t in node.outputs):
@@ -243,7 +243,7 @@ class Planner:
             columns = math.prod(view.tensor.shape) // view.rows
             block = fitting_block(columns, format.block or BLOCK, rule)
             weight = replace(rule.weight, group=block)
-            if self.wishes.scale_bits < 16 and weight.bits < 8:
+            if self.wishes.scale_bits < 16 and weight.bits < 8 and not weight.symmetric:
                 block = fitting_block(columns, format.block or BLOCK, rule, self.wishes.scale_bits)
                 if saved_by_codes(view.rows, -(-columns // block)) > EXPANSION:
                     weight = replace(weight, group=block, scale_bits=self.wishes.scale_bits)

@@ -27,7 +27,7 @@ LIMIT = 2.0**30  # leaves the accumulator as much room again for the products
 
 @dataclass(frozen=True)
 class QuantizeBias(Pass):
-    """int32 codes for the bias of every statically quantized Conv and Gemm."""
+    """int32 codes for the bias of every statically quantized Conv and Gemm that takes them."""
 
     name: ClassVar[str] = "quantize-bias"
     analysis: ClassVar[bool] = True
@@ -38,6 +38,7 @@ class QuantizeBias(Pass):
             (node, key)
             for node, plan in ctx.plan.quantized(g.walk(graph))
             if plan.inputs and plan.weight and (key := bias_key(node)) and key not in ctx.weights
+            if plan.rule is None or plan.rule.bias == "int32"
             if node.inputs[1].name in ctx.weights and node.attrs.get("beta", 1)
             if ctx.weights[node.inputs[1].name].scale.ndim < 2
         ]

@@ -39,6 +39,7 @@ from onnxq.qtype import (
     Floats,
     QTensor,
     QType,
+    nearest,
     quantize_weight,
     spread,
     weight_scale,
@@ -159,7 +160,7 @@ def search_scale(
         scale = (base * np.float32(widening)).astype(np.float32)
         unit = spread(scale, weight.shape)
         real = weight / unit + qtype.middle
-        codes = np.clip(np.rint(real), qtype.qmin, qtype.qmax)
+        codes = nearest(real, qtype)
         if pair_limit is not None:
             codes = hold_pairs(codes, real, square, pair_limit)
         d = weight - (codes - qtype.middle) * unit

@@ -23,7 +23,8 @@ from onnxq.runtime import Session
 
 SOLVERS = str(Path(__file__).parent / "solvers.toml")
 INTEGER = "integer-only"
-ALWAYS = ("int8-static", "int8-dynamic", "int16x8", "int8-static-qoperator", "w4a8", INTEGER)
+ALWAYS = ("int8-static", "int8-dynamic", "int16x8", "int8-static-qoperator", "w4a8", INTEGER, "fp8")
+TARGETS = {"fp8": "generic-qdq"}  # where it is not cpu
 IN_TURN = (SCHEMES, ("int4-rtn", "int4-qdq"), ("nf4", "int3", "int2"))  # one of each on a graph
 FEW_BITS = ("w4a8", *IN_TURN[1], *IN_TURN[2])
 CASES = [
@@ -118,7 +119,8 @@ def test_each_pass_leaves_a_graph_that_runs_and_a_second_apply_changes_nothing(
     case = ZOO[name]()
     expected = case.expected()
     samples = samples_of(case.model, case.feeds)
-    graph, ctx = g.load(case.model), context(samples=samples)
+    graph = g.load(case.model)
+    ctx = context(TARGETS.get(preset, "cpu"), samples=samples)
     for step in load_recipe(preset).passes:
         wanted = step.observe(graph, ctx)
         ctx.stats |= observe(graph, wanted, samples, threads=1) if wanted else {}
