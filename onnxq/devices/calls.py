@@ -51,12 +51,19 @@ class Call:
     @property
     def rank(self) -> int:
         """Of the data: the first input whose type is the one asked for."""
-        shapes = [i.shape if isinstance(i, Weight) else i for i in self.inputs if is_data(i)]
+        shapes = [shape for i in self.inputs if (shape := _data_shape(i)) is not None]
         return len(shapes[0]) if shapes else 0
 
 
+def _data_shape(value: Input) -> Shape | None:
+    """Of an input whose type is the one asked for."""
+    if isinstance(value, Weight):
+        return value.shape
+    return value if isinstance(value, tuple) else None
+
+
 def is_data(value: Input) -> bool:
-    return isinstance(value, tuple | Weight)
+    return _data_shape(value) is not None
 
 
 SHAPES: tuple[Shape, ...] = (

@@ -116,6 +116,7 @@ def pools() -> dict[str, tuple[Call, ...]]:
         Call(((1, 2, 4, 6, 6),), {"kernel_shape": [2, 2, 2]}),
     )
     whole = (Call((IMAGE,)), Call(((2, 4, 24),)), Call(((1, 2, 4, 6, 6),)))
+    found: dict[str, tuple[Call, ...]]
     found = dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), pool)
     found |= {f"Global{op}Pool": whole for op in ("Average", "Max", "Lp")}
     found["AveragePool"] += (Call((IMAGE,), three | {"count_include_pad": 1}),)
