@@ -73,7 +73,7 @@ def movement() -> dict[str, tuple[Call, ...]]:
         "ConstantOfShape": (Call((Fed(ints(2, 3)),)),),
         "Det": (Call(((2, 4, 4),)),),
         "Cast": tuple(
-            Call((IMAGE,), {"to": TYPES.Value(to)})
+            Call((IMAGE,), {"to": TYPES.DataType.Value(to)})
             for to in ("FLOAT", "FLOAT16", "INT32", "INT64", "UINT8", "BOOL")
         ),
         "CastLike": (Call((IMAGE, Weight((1,)))),),
