@@ -78,7 +78,7 @@ def singles(
         for op in (known if ops is None else ops)
         for kind in types
         for number, call in enumerate(_typical(known[op], first=kind == types[0]))
-        if (made := _single(op, call, kind, opset, number)) is not None
+        if (made := make_single(op, call, kind, opset, number)) is not None
     ]
 
 
@@ -91,7 +91,10 @@ def _typical(found: tuple[Call, ...], first: bool) -> tuple[Call, ...]:
     return next((call,) for call in found if call.rank == rank)
 
 
-def _single(op: str, call: Call, kind: str, opset: int, number: int) -> Single | None:
+def make_single(
+    op: str, call: Call, kind: str = "float32", opset: int = OPSET, number: int = 0
+) -> Single | None:
+    """The model of one call; None where the operator takes no such data. `number` seeds it."""
     opset = max(opset, _first_opset(op, call.domain))
     if kind not in (call.types or _types(op, call, opset)):
         return None
