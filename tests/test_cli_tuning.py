@@ -76,7 +76,15 @@ def test_tune_refuses_with_one_line(tmp_path: Path) -> None:
         "tune", DIGITS, "--data", CALIBRATION, *bound, "--metric", "speed"
     )
     assert "no quantized model holds" in complaint(
-        "tune", DIGITS, "--data", CALIBRATION, "--max-size", "0.01x", *place
+        "tune",
+        DIGITS,
+        "--data",
+        CALIBRATION,
+        "--max-size",
+        "0.01x",
+        "--preset",
+        "int8-dynamic",
+        *place,
     )
     assert "there are none" in complaint("sensitivity", DIGITS)
     assert "matches no node" in complaint(
