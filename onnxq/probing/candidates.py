@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from onnxq.devices.calls import Call
 from onnxq.devices.single import OPSET, Single, make_single, table
 from onnxq.errors import OnnxqError
 from onnxq.probing.cases import LAYERS, of_codes, saturating
-from onnxq.probing.forms import Feed, Form, between, coded_form, integer_form, whole_form
+from onnxq.probing.forms import Form, between, coded_form, integer_form, whole_form
 from onnxq.target import OpRule, Target, load_target, target_names
 
 PAIR_LIMIT = 128  # 255 · 128 < 2¹⁵: sums of such pairs fit 16 bits
@@ -47,16 +47,15 @@ def shipped_rules(first: str) -> list[tuple[str, OpRule]]:
     return [(op, rule) for (op, _), rule in found.items()]
 
 
-def candidates(rules: Iterable[tuple[str, OpRule]], base: Target) -> Iterator[Candidate]:
-    """Those that onnxq can make of the rules; of integers alone, of all that `base` has."""
-    for op, rule in rules:
-        if rule.form == "integer":
-            yield from _bits(op, rule, base)
-        elif op in LAYERS:
-            yield from _speeds(op, rule)
-            yield from _sums(op, rule)
-        else:
-            yield from _elementwise(op, rule)
+def candidates(op: str, rule: OpRule, base: Target) -> Iterator[Candidate]:
+    """Those that onnxq can make of a rule; of integers alone, of all that `base` has."""
+    if rule.form == "integer":
+        yield from _bits(op, rule, base)
+    elif op in LAYERS:
+        yield from _speeds(op, rule)
+        yield from _sums(op, rule)
+    else:
+        yield from _elementwise(op, rule)
 
 
 def _speeds(op: str, rule: OpRule) -> Iterator[Candidate]:
@@ -152,5 +151,3 @@ def _bits(op: str, rule: OpRule, base: Target) -> Iterator[Candidate]:
         yield Candidate(op, rule, "bits", "bits", form, form)
         return
 
-
-__all__ = ["PAIR_LIMIT", "Candidate", "Feed", "candidates", "largest", "shipped_rules"]
