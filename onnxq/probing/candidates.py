@@ -117,9 +117,7 @@ def largest(op: str, rule: OpRule) -> Single:
     halves = np.where(np.arange(shape[axis]) % 2, -1.0, 1.0).astype(np.float32)
     along = [1] * len(shape)
     along[axis] = -1
-    weights.raw_data = np.ascontiguousarray(
-        np.broadcast_to(halves.reshape(along), shape)
-    ).tobytes()
+    weights.raw_data = np.ascontiguousarray(np.broadcast_to(halves.reshape(along), shape)).tobytes()
     x = np.ones_like(single.feed["x0"])
     if op == "Conv":  # windows of three columns
         x[..., 3:6], x[..., ::2, 6:] = -1, -1
@@ -150,4 +148,3 @@ def _bits(op: str, rule: OpRule, base: Target) -> Iterator[Candidate]:
             continue
         yield Candidate(op, rule, "bits", "bits", form, form)
         return
-

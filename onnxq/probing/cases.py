@@ -68,7 +68,7 @@ def of_codes(op: str) -> dict[str, Call]:
 
 
 def _between(op: str, shape: Shape) -> Call | None:
-    n, channels, height, width = shape
+    n, channels, *_ = shape
     calls = {
         "Add": Call((shape, shape)),
         "Mul": Call((shape, shape)),

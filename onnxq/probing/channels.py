@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from onnxq.devices.calls import Call, Weight
 from onnxq.devices.place import Job, Place, ask
 from onnxq.devices.single import OPSET, make_single
 from onnxq.probing.forms import Form, coded_form
-from onnxq.target import OpRule
+from onnxq.probing.measure import typical
 from onnxq.qtype import QType
+from onnxq.target import OpRule
 
 WORTH = 0.9  # of the time without padding
 _RULE = OpRule(
@@ -39,7 +38,7 @@ def _fastest(place: Place, forms: Mapping[int, Form], threads: int | None) -> in
     answer = ask(place, [job])[0]
     if answer.error:
         return 1
-    times = [float(np.median(t)) for t in (answer.latencies_ms, *answer.rivals_ms)]
+    times = [typical(t) for t in (answer.latencies_ms, *answer.rivals_ms)]
     ratios = {n: t / times[0] for n, t in zip(forms, times, strict=True)}
     best = min(ratios, key=lambda n: ratios[n])
     return best if ratios[best] < WORTH else 1

@@ -11,6 +11,7 @@ from onnxq.probing.measure import Measured
 from onnxq.target import OpRule
 
 SLOWER = 0.9  # times as fast as float: less is slower, whatever the machine was busy with
+NO_KERNEL = 0.2  # of the speed of the fastest size of blocks
 _CODES_OFF = 1.0  # steps that a fused kernel may round otherwise than float between quantizers
 _RANGE_OFF = 0.02  # of floats' range: kernels for blocks round activations to 8 bits
 
@@ -37,7 +38,7 @@ def decide(rows: Sequence[Measured], runtime: str) -> tuple[OpRule | None, str]:
     if rule.blocks:
         rule = replace(rule, blocks=_blocks(rule, good, sums))
         if not rule.blocks:
-            return None, "slower than float here in blocks of every size"
+            return None, "gives other answers here in blocks of every size"
         good = [row for row in good if row.block in rule.blocks]
     timed = [row for row in good if row.speedup is not None]
     spares = rule.activation is None or rule.form == "integer" or rows[0].op in RECURRENT
@@ -74,15 +75,15 @@ def rounding(bits: int) -> float:
 
 
 def _blocks(rule: OpRule, good: Sequence[Measured], sums: Sequence[Measured]) -> tuple[int, ...]:
-    bits = 8
-    exact = {row.block for row in sums if row.off <= rounding(bits)}
-    kept = []
-    for block in rule.blocks:
-        rows = [row for row in good if row.block == block]
-        fast = [row for row in rows if row.speedup is None or row.speedup >= SLOWER]
-        if rows and fast and (not sums or block in exact):
-            kept.append(block)
-    return tuple(kept)
+    """The sizes that are right, without those for which there is no fast kernel."""
+    exact = {row.block for row in sums if row.off <= rounding(8)} if sums else set(rule.blocks)
+    best = {
+        block: max(row.speedup or math.inf for row in good if row.block == block)
+        for block in rule.blocks
+        if block in exact and any(row.block == block for row in good)
+    }
+    least = NO_KERNEL * max(filter(math.isfinite, best.values()), default=0.0)
+    return tuple(block for block, speedup in best.items() if speedup >= least)
 
 
 def _source(good: Sequence[Measured], sums: Sequence[Measured], runtime: str) -> str:
@@ -101,9 +102,9 @@ def _source(good: Sequence[Measured], sums: Sequence[Measured], runtime: str) ->
     timed = sorted(
         (row for row in good if row.speedup is not None), key=lambda row: -(row.speedup or 0)
     )
-    for row in timed[:1] + timed[1:][-1:]:
-        parts.append(f"{row.speedup:.2g} × float ({row.label})")
-    kernels = list(dict.fromkeys(k for row in good for k in row.kernels))
-    if kernels and good[0].purpose == "speed":
-        parts.append("+".join(kernels[:3]))
+    ends = timed[:1] + timed[1:][-1:]  # the best and the worst
+    parts += [f"{row.speedup:.2g} × float ({row.label})" for row in ends]
+    kernels = list(dict.fromkeys(k for row in good for k in row.kernels or ()))
+    if good[0].purpose == "speed" and any(row.kernels is not None for row in good):
+        parts.append("+".join(kernels) or "no integer kernel")
     return f"measured here: {', '.join([*parts, runtime])}"

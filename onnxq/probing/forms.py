@@ -52,8 +52,8 @@ class Form:
 
 
 def format_of(rule: OpRule, block: int | None = None) -> Format:
-    weight, activation = rule.weight, rule.activation
-    return Format(weight and weight.bits, activation and activation.bits, block)
+    weight = rule.weight.bits if rule.weight else None
+    return Format(weight, rule.activation.bits if rule.activation else None, block)
 
 
 def whole_form(single: Single, rule: OpRule, block: int | None = None) -> Form:
@@ -105,7 +105,7 @@ def between(single: Single, qtype: QType) -> Form:
     """
     dtype = np.dtype(f"{'i' if qtype.signed else 'u'}{max(8, qtype.bits) // 8}")
     zero = np.asarray(qtype.middle, dtype)
-    scale = np.float32(2 / (2**qtype.bits - 1))
+    scale = np.asarray(2 / (2**qtype.bits - 1), np.float32)
     model = onnx.ModelProto()
     model.CopyFrom(single.model)
     graph = model.graph

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from onnxq.devices.place import Answer, Job, Place, ask
 from onnxq.devices.single import difference
@@ -21,17 +21,19 @@ from onnxq.probing.forms import Form
 from onnxq.target import OpRule
 
 Ask = Callable[..., list[Answer]]
-SECONDS = 0.12  # of timing a candidate and its rivals, in turns
+SECONDS = 0.2  # of timing a candidate and its rivals, in turns
 _RESTING = {"session.intra_op.allow_spinning": "0"}  # or idle sessions hold the cores of the others
-_AROUND = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast", "Clip")
+_FUSED = re.compile("QLinear|QGemm|Integer|Quant|NBits")
+_AROUND = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a candidate did. Times are medians in milliseconds of runs in turns; None: not timed.
+    """What a candidate did. Times are those of runs in turns, in milliseconds; None: not timed.
 
     `off` is how far its answers are from the reference's: in steps of codes, or in parts of their
-    range. `float_ms` is the operator in float, `border_ms` what quantizers around it take then.
+    range. `kernels` are the fused integer operators, none where it runs in float between
+    quantizers. `float_ms` is the operator in float, `border_ms` what quantizers around it take.
     """
 
     op: str
@@ -41,7 +43,7 @@ class Measured:
     block: int | None
     error: str = ""
     off: float = 0.0
-    kernels: tuple[str, ...] = ()
+    kernels: tuple[str, ...] | None = None
     integer_ms: float | None = None
     float_ms: float | None = None
     border_ms: float = 0.0
@@ -99,41 +101,30 @@ def borders(form: Form) -> list[Form]:
     """A model of the quantizers that stand around an operator left float; none where the form
     itself takes and makes floats, as dynamic ones do."""
     codes = {k: v for k, v in form.feed.items() if v.dtype.kind in "iu" and v.dtype.itemsize < 4}
-    if not codes or len(form.model.graph.initializer) > 3 or not _is_bare(form.model):
+    if not codes or not _is_bare(form.model):
         return []
-    nodes, inputs, outputs, feed = [], [], [], dict[str, Array]()
-    for name, array in codes.items():
-        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-        nodes += [
-            helper.make_node("DequantizeLinear", [name, "scale", "zero"], [f"{name}_real"]),
-            helper.make_node("QuantizeLinear", [f"{name}_in", "scale", "zero"], [f"{name}_codes"]),
-        ][: 2 if not outputs else 1]
-        inputs.append(helper.make_tensor_value_info(name, kind, array.shape))
-        outputs.append(
-            helper.make_tensor_value_info(f"{name}_real", TensorProto.FLOAT, array.shape)
-        )
-        feed[name] = array
-        zero = np.zeros((), array.dtype)
-    first = next(iter(codes))
-    inputs.append(
-        helper.make_tensor_value_info(f"{first}_in", TensorProto.FLOAT, codes[first].shape)
-    )
-    kind = helper.np_dtype_to_tensor_dtype(codes[first].dtype)
-    outputs.append(helper.make_tensor_value_info(f"{first}_codes", kind, codes[first].shape))
-    feed[f"{first}_in"] = np.zeros(codes[first].shape, np.float32)
-    constants = [
-        numpy_helper.from_array(np.asarray(0.1, np.float32), "scale"),
-        numpy_helper.from_array(zero, "zero"),
-    ]
-    graph = helper.make_graph(nodes, "borders", inputs, outputs, constants)
-    original = form.model
+    first = next(iter(codes.values()))
+    floats = {name: np.zeros(array.shape, np.float32) for name, array in codes.items()}
+    feed: dict[str, Array] = {**codes, "made": next(iter(floats.values()))}
+    nodes = [
+        helper.make_node("DequantizeLinear", [name, "scale", "zero"], [f"{name}_real"])
+        for name in codes
+    ] + [helper.make_node("QuantizeLinear", ["made", "scale", "zero"], ["codes"])]
+    outputs = {f"{name}_real": array for name, array in floats.items()} | {"codes": first}
+    constants = {"scale": np.array(0.1, np.float32), "zero": np.zeros((), first.dtype)}
+    graph = helper.make_graph(
+        nodes, "borders", _infos(feed), _infos(outputs),
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )  # fmt: skip
+    like = form.model
+    model = helper.make_model(graph, opset_imports=like.opset_import, ir_version=like.ir_version)
+    return [Form(model, feed)]
+
+
+def _infos(arrays: Mapping[str, Array]) -> list[onnx.ValueInfoProto]:
     return [
-        Form(
-            helper.make_model(
-                graph, opset_imports=original.opset_import, ir_version=original.ir_version
-            ),
-            feed,
-        )
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+        for name, a in arrays.items()
     ]
 
 
@@ -142,9 +133,7 @@ def _is_bare(model: onnx.ModelProto) -> bool:
     return {"scale", "zero"} <= {tensor.name for tensor in model.graph.initializer}
 
 
-def _measured(
-    place: Place, candidate: Candidate, answer: Answer, right: Answer | None
-) -> Measured:
+def _measured(place: Place, candidate: Candidate, answer: Answer, right: Answer | None) -> Measured:
     c = candidate
     basis: dict[str, Any] = {
         "op": c.op, "rule": c.rule, "purpose": c.purpose, "label": c.label, "block": c.block
@@ -154,7 +143,7 @@ def _measured(
         why = _plain(answer.error) if answer.error else f"runs on {', '.join(elsewhere)}"
         return Measured(**basis, error=why)
     off = _off(c, answer.outputs[0], right)
-    times = [float(np.median(t)) for t in (answer.latencies_ms, *answer.rivals_ms) if t]
+    times = [typical(t) for t in (answer.latencies_ms, *answer.rivals_ms) if t]
     integer, floats, border = (*times, *[None] * 3)[:3] if times else (None, None, None)
     return Measured(
         **basis, off=off, kernels=_kernels(answer),
@@ -162,9 +151,17 @@ def _measured(
     )  # fmt: skip
 
 
+def typical(times_ms: Sequence[float]) -> float:
+    """Of runs in turns: what other work on the machine disturbed least."""
+    return float(np.percentile(times_ms, 20))
+
+
+_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:")
+
+
 def _plain(error: str) -> str:
-    """What a runtime says, without its own codes before it."""
-    return error.rsplit("] : ", 1)[-1][:160]
+    """What a runtime says, without its codes and the paths of the day."""
+    return _CODE.sub("", error)[:160]
 
 
 def _off(candidate: Candidate, made: Mapping[str, Array], right: Answer | None) -> float:
@@ -186,20 +183,10 @@ def _off(candidate: Candidate, made: Mapping[str, Array], right: Answer | None) 
     return difference(outputs, dict(made))
 
 
-def _kernels(answer: Answer) -> tuple[str, ...]:
+def _kernels(answer: Answer) -> tuple[str, ...] | None:
+    """The integer operators that the runtime made of it; None where it does not say."""
     if answer.optimized is None:
-        return ()
+        return None
     ops = [node.op_type for node in answer.optimized.graph.node]
-    return tuple(dict.fromkeys(op for op in ops if op not in _AROUND))
-
-
-def summary(rows: Sequence[Measured]) -> str:
-    """As JSON, for other programs."""
-    return json.dumps([
-        {"op": r.op, "form": r.rule.form, "purpose": r.purpose, "shape": r.label,
-         "activation": str(r.rule.activation or ""), "weight": str(r.rule.weight or ""),
-         "pair_limit": r.rule.pair_limit, "error": r.error, "off": r.off,
-         "kernels": list(r.kernels), "integer_ms": r.integer_ms, "float_ms": r.float_ms,
-         "border_ms": r.border_ms}
-        for r in rows
-    ])  # fmt: skip
+    fused = [op for op in ops if _FUSED.search(op) and op not in _AROUND]
+    return tuple(dict.fromkeys(fused))

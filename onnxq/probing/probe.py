@@ -147,17 +147,26 @@ class _Probe:
 
     def _candidates(self, rules: Sequence[tuple[str, OpRule]]) -> list[Candidate]:
         found: list[Candidate] = []
+        made: set[str] = set()  # of integers alone: one model by all the rules of an operator
         for number, (op, rule) in enumerate(rules):
             self.progress("make models", number, len(rules))
-            found += candidates(op, rule, self.base)
+            if rule.form != "integer" or op not in made or op == "MatMul":
+                found += candidates(op, rule, self.base)
+                made |= {op} if rule.form == "integer" else set()
         return found
 
     def _decided(
         self, op: str, rule: OpRule, by_rule: dict[tuple[str, OpRule], list[Measured]]
     ) -> tuple[OpRule | None, str]:
         rows = by_rule.get((op, rule))
+        if rows is None and rule.form == "integer":
+            rows = next(
+                (r for (o, k), r in by_rule.items() if (o, k.form) == (op, rule.form)), None
+            )
         if rows:
-            return decide(rows, self.runtime)
+            made, why = decide(rows, self.runtime)
+            return made and replace(rule, source=made.source, pair_limit=made.pair_limit,
+                                    blocks=made.blocks), why  # fmt: skip
         wider = [
             known for known in by_rule
             if known[0] == op and known[1].form == rule.form and rule.activation is not None

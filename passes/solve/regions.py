@@ -78,7 +78,8 @@ def between_codes(
         if pair.op == "QuantizeLinear" and pair.inputs[0].name in feed:
             params = activations[pair.inputs[0].name]
             x = feed[pair.inputs[0].name]
-            codes[name] = quantize(x, params.scale, params.zero, params.qtype)
+            kind = g.values(pair.inputs[2]).dtype  # 4-bit codes are bytes to their kernels
+            codes[name] = quantize(x, params.scale, params.zero, params.qtype).astype(kind)
         elif pair.op == "DequantizeLinear" and g.is_output(lowered, pair.outputs[0]):
             ends.append(pair.inputs[0].name)
     ends = ends or [t.name for t in lowered.outputs]

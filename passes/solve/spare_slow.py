@@ -26,8 +26,8 @@ from onnxq import graph as g
 from onnxq.errors import OnnxqError
 from onnxq.graph import Graph, Node
 from onnxq.pipeline import Context, NodePlan, Pass, Plan
-from onnxq.tap import Tap
 from onnxq.runtime import Session
+from onnxq.tap import Tap
 from onnxq.verify import latency
 
 Feed = Mapping[str, Any]
