@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from onnxq import cli_tuning
+from onnxq import cli_devices, cli_tuning
 from onnxq.options import (
     CHOICE,
     MAX_TOKENS,
@@ -386,6 +386,7 @@ def bench(
 
 app.command(cls=Command, epilog=cli_tuning.SENSITIVITY_EXAMPLES)(cli_tuning.sensitivity)
 app.command(cls=Command, epilog=cli_tuning.TUNE_EXAMPLES)(cli_tuning.tune)
+app.command(cls=Command, epilog=cli_devices.PROBE_EXAMPLES)(cli_devices.probe)
 
 
 @app.command(

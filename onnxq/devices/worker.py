@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 import time
-from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 PLUGINS = {"QNNExecutionProvider": "onnxruntime_qnn"}  # packages beside onnxruntime's own
@@ -119,15 +119,9 @@ def session_options(ort: Any, job: dict[str, Any], place: str) -> Any:
     return options
 
 
-@cache
-def built_in(ort: Any) -> list[str]:
-    """Of onnxruntime itself: asked before a plugin, once registered, is listed among them."""
-    return list(ort.get_available_providers())
-
-
 def add_provider(ort: Any, options: Any, provider: str, values: dict[str, str]) -> dict[str, Any]:
     """Make the session use the provider; what is left to say when it is made."""
-    if provider in PLUGINS and provider not in built_in(ort):
+    if provider in PLUGINS and find_spec(PLUGINS[provider]) is not None:
         package = __import__(PLUGINS[provider])
         if provider not in [device.ep_name for device in ort.get_ep_devices()]:
             ort.register_execution_provider_library(provider, package.get_library_path())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,16 @@ class Measured:
         if self.integer_ms is None or self.float_ms is None:
             return None
         return (self.float_ms + self.border_ms) / self.integer_ms
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: `off` is null where there was nothing to hold answers against."""
+        return {
+            "op": self.op, "form": self.rule.form, "weight": str(self.rule.weight or ""),
+            "activation": str(self.rule.activation or ""), "pair_limit": self.rule.pair_limit,
+            "purpose": self.purpose, "shape": self.label, "error": self.error,
+            "off": self.off if math.isfinite(self.off) else None, "kernels": self.kernels,
+            "integer_ms": self.integer_ms, "float_ms": self.float_ms, "border_ms": self.border_ms,
+        }  # fmt: skip
 
 
 def measure(

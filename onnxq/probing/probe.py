@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import onnxruntime as ort
 
@@ -40,6 +42,20 @@ class Probed:
     dropped: list[tuple[str, str, str, str]] = field(default_factory=list)
     timed: bool = True
     cached: bool = False
+
+    @property
+    def timed_rules(self) -> list[tuple[str, OpRule]]:
+        """(operator, rule) of all that was run beside float, bounds on pairs apart."""
+        keys = ((r.op, replace(r.rule, pair_limit=None)) for r in self.measured)
+        return list(dict.fromkeys(key for key in keys if key[1].form != "integer"))
+
+    def rows_of(self, op: str, rule: OpRule) -> list[Measured]:
+        """What was measured of a rule."""
+        return [
+            row
+            for row in self.measured
+            if row.op == op and replace(row.rule, pair_limit=None) == rule
+        ]
 
 
 def default_places() -> list[Place]:
@@ -237,3 +253,34 @@ def _shadowed(rule: OpRule, before: Sequence[OpRule]) -> bool:
         == (rule.depthwise, rule.constant_weight, rule.batched, rule.blocks)
         for known in before
     )
+
+
+def paths_of(output: Path, places: Sequence[Place]) -> list[Path]:
+    """A file for each place: FILE, or FILE.PROVIDER.toml where there are several.
+
+    Raises OnnxqError where two places would have the same, and for another suffix than .toml.
+    """
+    if output.suffix != ".toml":
+        raise OnnxqError(f"a target is a .toml file, and {str(output)!r} is none")
+    if len(places) == 1:
+        return [output]
+    names = [place.name for place in places]
+    if len(set(names)) < len(names):
+        raise OnnxqError("the same provider twice: probe it in another run, with another --output")
+    return [output.with_name(f"{output.stem}.{name}.toml") for name in names]
+
+
+def to_json(found: Sequence[Probed], paths: Sequence[Path]) -> str:
+    """For other programs."""
+    return json.dumps([
+        {
+            "target": str(path), "provider": one.provider, "onnxruntime": one.version,
+            "machine": one.machine, "cached": one.cached, "timed": one.timed,
+            "measured": [row.to_dict() for row in one.measured],
+            "dropped": [
+                dict(zip(("op", "form", "format", "reason"), row, strict=True))
+                for row in one.dropped
+            ],
+        }
+        for one, path in zip(found, paths, strict=True)
+    ])  # fmt: skip
