@@ -82,17 +82,17 @@ def supports(found: Sequence[Verdict], source: str) -> dict[str, tuple[Support, 
         refused = {v.single.rank for v in rows} - {v.single.rank for v in good}
         ranks = [v.single.rank for v in good]
         bounds = (min(ranks), max(ranks)) if refused else ()
-        made[op] = (Support(types, source, bounds, _attributes(rows, good)),)
+        made[op] = (Support(types, source, bounds, _attributes(rows)),)
     return made
 
 
-def _attributes(rows: Sequence[Verdict], good: Sequence[Verdict]) -> dict[str, list[Any]]:
-    """Attributes of text, some value of which never ran."""
+def _attributes(rows: Sequence[Verdict]) -> dict[str, list[Any]]:
+    """Attributes of text, some value of which never ran, with those that did."""
     values: dict[str, list[Any]] = {}
     for key in sorted({key for v in rows for key in v.single.call.attributes}):
-        said = [(v, v.single.call.attributes.get(key)) for v in rows]
+        said = [(v.runs, v.single.call.attributes.get(key)) for v in rows]
         tried = {value for _, value in said if isinstance(value, str)}
-        ran = {value for v, value in said if v in good and isinstance(value, str)}
+        ran = {value for runs, value in said if runs and isinstance(value, str)}
         if ran and tried - ran:
             values[key] = sorted(ran)
     return values
