@@ -44,7 +44,7 @@ from onnxq.sampling import MADE_UP, Sampling
 from onnxq.scratch import scratch
 from onnxq.storage import data_files, data_paths, file_hash, load_proto, model_size
 from onnxq.synthesize import synthesize
-from onnxq.target import Target, cpu_flags, load_target, target_names
+from onnxq.target import Target, cpu_flags, cpu_name, load_target, target_names
 from onnxq.text import MAX_TOKENS
 
 SYNTHETIC_SAMPLES = 32
@@ -328,19 +328,10 @@ def _environment(path: Path, seed: int) -> dict[str, str]:
         "model_sha256": file_hash(path),
         "seed": str(seed),
         "python": platform.python_version(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "machine": platform.machine(),
         "cores": str(os.cpu_count()),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _finish(result: Result, place: Path, report: Report, write: bool) -> None:

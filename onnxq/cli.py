@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from onnxq import cli_deploy, cli_devices, cli_tuning
+from onnxq import cli_deploy, cli_devices, cli_probe, cli_tuning
 from onnxq.options import (
     CHOICE,
     MAX_TOKENS,
@@ -407,6 +407,7 @@ app.command(cls=Command, epilog=cli_tuning.SENSITIVITY_EXAMPLES)(cli_tuning.sens
 app.command(cls=Command, epilog=cli_tuning.TUNE_EXAMPLES)(cli_tuning.tune)
 app.command(cls=Command, epilog=cli_devices.CHECK_EXAMPLES)(cli_devices.check)
 app.command(cls=Command, epilog=cli_deploy.EXAMPLES)(cli_deploy.deploy)
+app.command(cls=Command, epilog=cli_probe.EXAMPLES)(cli_probe.probe)
 
 
 @app.command(

@@ -294,6 +294,16 @@ def cpu_flags() -> set[str]:
     return set(lines[0].split(":", 1)[1].split()) if lines else set()
 
 
+def cpu_name() -> str:
+    """As Linux names it, or else as Python does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
 def _parse(name: str, text: str) -> Target:
     where = f"target {name!r}"
     data = toml.parse(text, where)

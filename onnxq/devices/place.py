@@ -79,7 +79,8 @@ class Place:
 class Job:
     """A model to run, and what to bring back of it.
 
-    `feeds` hold an array per input. `seconds` is how long to time the last of them; `profile` asks
+    `feeds` hold an array per input. `seconds` is how long to time the last of them, in turns with
+    `rivals`: other models, each with a feed of its own. `profile` asks
     for the kernels that ran, `optimized` for the graph that the runtime made of the model, which
     providers that compile do not give.
     """
@@ -91,6 +92,7 @@ class Job:
     config: Mapping[str, str] = field(default_factory=dict)
     custom_ops: Sequence[str | Path] = ()
     seconds: float = 0.0
+    rivals: Sequence[tuple[onnx.ModelProto, Feed]] = ()
     profile: bool = False
     optimized: bool = False
 
@@ -110,17 +112,20 @@ class Answer:
     """What came of a job. `error` is empty where all went well; `stage` says how far it came.
 
     `placement` is the provider that took each node, by the node's name: nodes that the runtime
-    folded away or fused before it asked are missing. `outputs` has an entry per feed.
+    folded away or fused before it asked are missing. `outputs` has an entry per feed, `rivals_ms`
+    per rival, a time per round as in `latencies_ms`. `machine` is as `uname -m` names it.
     """
 
     error: str = ""
     stage: str = ""
     version: str = ""
+    machine: str = ""
     providers: tuple[str, ...] = ()
     placement: dict[str, str] = field(default_factory=dict)
     kernels: list[Kernel] = field(default_factory=list)
     outputs: list[dict[str, Array]] = field(default_factory=list)
     latencies_ms: list[float] = field(default_factory=list)
+    rivals_ms: list[list[float]] = field(default_factory=list)
     load_ms: float = 0.0
     optimized: onnx.ModelProto | None = None
 
@@ -180,8 +185,13 @@ def _prepare(folder: Path, place: Place, job: Job) -> Ends:
     ends = Ends.of_model(proto)
     for number, feed in enumerate(job.feeds):
         np.savez(folder / f"sample-{number}.npz", **ends.codes(feed))  # type: ignore[arg-type]
+    for number, (rival, feed) in enumerate(job.rivals):
+        save_proto(rival, folder / f"rival-{number}.onnx")
+        codes = Ends.of_model(rival).codes(feed)
+        np.savez(folder / f"rival-{number}.npz", **codes)  # type: ignore[arg-type]
     request = {
         "model": where,
+        "rivals": [f"rival-{number}.onnx" for number in range(len(job.rivals))],
         "provider": place.provider,
         "options": dict(place.options),
         "samples": len(job.feeds),
@@ -241,10 +251,12 @@ def _read(folder: Path, ends: Ends) -> Answer:
         error=row.get("error", ""),
         stage=row["stage"],
         version=row["version"],
+        machine=row.get("machine", ""),
         providers=tuple(row.get("providers", ())),
         placement=row.get("placement", {}),
         kernels=[Kernel(*kernel) for kernel in row.get("kernels", ())],
         latencies_ms=row.get("latency_ms", []),
+        rivals_ms=row.get("rivals_ms", []),
         load_ms=row.get("load_ms", 0.0),
     )
     names = row.get("outputs", [])

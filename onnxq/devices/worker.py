@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 import time
 from importlib.util import find_spec
@@ -31,7 +32,11 @@ def main(folder: str) -> None:
         place = os.path.join(folder, name)
         with open(os.path.join(place, "job.json"), encoding="utf-8") as file:
             job = json.load(file)
-        answer: dict[str, Any] = {"version": onnxruntime.__version__, "stage": "start"}
+        answer: dict[str, Any] = {
+            "version": version(onnxruntime, job["provider"]),
+            "machine": platform.machine(),
+            "stage": "start",
+        }
         try:
             work(onnxruntime, job, place, answer)
         except Exception as error:  # whatever a provider throws is its answer
@@ -62,8 +67,35 @@ def work(ort: Any, job: dict[str, Any], place: str, answer: dict[str, Any]) -> N
     if job["profile"]:
         answer["kernels"] = kernels(session.end_profiling())
     if job["seconds"] and job["samples"]:
-        answer["latency_ms"] = latencies(session, feed, job["seconds"])
+        runs = [(session, feed), *rivals(ort, job, place)]
+        answer["latency_ms"], *answer["rivals_ms"] = latencies(runs, job["seconds"])
     answer["stage"] = ""
+
+
+def version(ort: Any, provider: str) -> str:
+    """Of onnxruntime, and of the provider's package where it has one of its own."""
+    if provider not in PLUGINS:
+        return str(ort.__version__)
+    from importlib import metadata
+
+    try:
+        return f"{ort.__version__}, {PLUGINS[provider]} {metadata.version(PLUGINS[provider])}"
+    except metadata.PackageNotFoundError:
+        return str(ort.__version__)
+
+
+def rivals(ort: Any, job: dict[str, Any], place: str) -> list[tuple[Any, dict[str, Any]]]:
+    """Sessions of the models that are timed in turns with the job's, and what each is fed."""
+    import numpy
+
+    found = []
+    for number, model in enumerate(job["rivals"]):
+        options = session_options(ort, dict(job, optimized="", profile=False), place)
+        providers = add_provider(ort, options, job["provider"], job["options"])
+        session = ort.InferenceSession(os.path.join(place, model), options, **providers)
+        with numpy.load(os.path.join(place, f"rival-{number}.npz")) as arrays:
+            found.append((session, dict(arrays)))
+    return found
 
 
 def session_options(ort: Any, job: dict[str, Any], place: str) -> Any:
@@ -117,16 +149,25 @@ def placement(session: Any) -> dict[str, str]:
     }
 
 
-def latencies(session: Any, feed: dict[str, Any], seconds: float) -> list[float]:
-    """Milliseconds of each run, five at least."""
-    session.run(None, feed)
-    times: list[float] = []
-    begin = time.perf_counter()
-    while len(times) < 5 or (len(times) < 200 and time.perf_counter() - begin < seconds):
-        start = time.perf_counter()
+def latencies(runs: list[tuple[Any, dict[str, Any]]], seconds: float) -> list[list[float]]:
+    """Milliseconds of each run of each session: in turns, every other round the other way round.
+
+    Five rounds at least, so that a machine that is busy with something else hits all alike.
+    """
+    for session, feed in runs:
         session.run(None, feed)
-        times.append(1e3 * (time.perf_counter() - start))
-    return times
+    rounds: list[list[float]] = []
+    begin = time.perf_counter()
+    while len(rounds) < 5 or (len(rounds) < 200 and time.perf_counter() - begin < seconds):
+        row = [0.0] * len(runs)
+        order = range(len(runs))
+        for k in order if len(rounds) % 2 else reversed(order):
+            session, feed = runs[k]
+            start = time.perf_counter()
+            session.run(None, feed)
+            row[k] = 1e3 * (time.perf_counter() - start)
+        rounds.append(row)
+    return [list(times) for times in zip(*rounds, strict=True)]
 
 
 def kernels(path: str) -> list[list[Any]]:

@@ -40,10 +40,10 @@ from onnxq import graph as g
 from onnxq.errors import OnnxqError
 from onnxq.graph import Graph
 from onnxq.pipeline import Context, Pass
-from onnxq.tap import Tap
 from onnxq.qtype import Floats
 from onnxq.samples import Samples
 from onnxq.solver import Job, Layer, jobs, windows
+from onnxq.tap import Tap
 
 Array = NDArray[Any]
 ROWS = 1024  # of a layer's inputs that are taken of each sample

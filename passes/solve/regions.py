@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from onnxq.passes.solve.assign import HEAVY
 
 from onnxq import graph as g
 from onnxq.graph import Graph, Node
 from onnxq.pipeline import Plan
+from onnxq.qtype import QParams, quantize
 
 
 @dataclass(frozen=True)
@@ -60,3 +63,25 @@ def region(nodes: list[Node], graph: Graph) -> Region:
         if t.name and (g.is_output(graph, t) or any(id(reader) not in own for reader in t.outputs))
     ]
     return Region(nodes, list(dict.fromkeys(inputs)), outputs)
+
+
+def between_codes(
+    lowered: Graph, feed: Mapping[str, Any], activations: Mapping[str, QParams]
+) -> tuple[Graph, dict[str, Any]]:
+    """A lowered region without the quantizers at its border, and the codes that it is fed.
+
+    Some kernels quantize as they go, and hand on floats: there is nothing to cut there.
+    """
+    codes, ends = {}, []
+    for pair in lowered.nodes:
+        name = pair.outputs[0].name
+        if pair.op == "QuantizeLinear" and pair.inputs[0].name in feed:
+            params = activations[pair.inputs[0].name]
+            x = feed[pair.inputs[0].name]
+            kind = g.values(pair.inputs[2]).dtype  # 4-bit codes are bytes to their kernels
+            codes[name] = quantize(x, params.scale, params.zero, params.qtype).astype(kind)
+        elif pair.op == "DequantizeLinear" and g.is_output(lowered, pair.outputs[0]):
+            ends.append(pair.inputs[0].name)
+    ends = ends or [t.name for t in lowered.outputs]
+    given = codes or dict(feed)
+    return g.cut(lowered, {name: value.dtype for name, value in given.items()}, ends), given

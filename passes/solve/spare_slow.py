@@ -20,15 +20,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 from onnxq.passes.solve.assign import HEAVY
-from onnxq.passes.solve.regions import Region, region, regions
+from onnxq.passes.solve.regions import Region, between_codes, region, regions
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
 from onnxq.graph import Graph, Node
 from onnxq.pipeline import Context, NodePlan, Pass, Plan
-from onnxq.tap import Tap
-from onnxq.qtype import quantize
 from onnxq.runtime import Session
+from onnxq.tap import Tap
 from onnxq.verify import latency
 
 Feed = Mapping[str, Any]
@@ -182,18 +181,7 @@ class _Stopwatch:
         feed = {name: self.values[name] for name in part.inputs}
         float_form = g.cut(self.graph, _types(feed), [last.outputs[0].name])
         lowered = self._lowered(float_form, {})
-        codes, ends = {}, []
-        for pair in lowered.nodes:
-            name = pair.outputs[0].name
-            if pair.op == "QuantizeLinear" and pair.inputs[0].name in feed:
-                params = self.ctx.activations[pair.inputs[0].name]
-                x = feed[pair.inputs[0].name]
-                codes[name] = quantize(x, params.scale, params.zero, params.qtype)
-            elif pair.op == "DequantizeLinear" and g.is_output(lowered, pair.outputs[0]):
-                ends.append(pair.inputs[0].name)
-        ends = ends or [t.name for t in lowered.outputs]
-        codes = codes or feed  # some kernels quantize as they go
-        integer_form = g.cut(lowered, _types(codes), ends)
+        integer_form, codes = between_codes(lowered, feed, self.ctx.activations)
         return self._time(integer_form, float_form, codes, feed)
 
     def _lowered(self, graph: Graph, spared: Reasons) -> Graph:
