@@ -215,9 +215,7 @@ def test_a_branch_inside_a_branch(choice: bool) -> None:
     case = nested_if()
     graph, w = g.load(case.model), weights_of(case.model)
     names = {n.op: n.inputs[0].name for n in g.walk(graph) if n.op in ("Relu", "Sigmoid")}
-    found = Tap(graph, [*names.values(), "r"], threads=1).run(
-        {"x": X, "choice": np.array(choice)}
-    )
+    found = Tap(graph, [*names.values(), "r"], threads=1).run({"x": X, "choice": np.array(choice)})
     h = X @ w["w"]
     nothing = np.zeros(0, np.float32)
     assert_values(found[names["Relu"]], [h if choice else nothing])

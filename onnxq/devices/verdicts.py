@@ -311,9 +311,7 @@ def _is_plain(row: Support) -> bool:
 
 def _is_constant_codes(node: Node, index: int, fixed: frozenset[int]) -> bool:
     maker = g.producer(node.inputs[index])
-    return (
-        maker is not None and maker.op == "DequantizeLinear" and id(maker.inputs[0]) in fixed
-    )
+    return maker is not None and maker.op == "DequantizeLinear" and id(maker.inputs[0]) in fixed
 
 
 def _has_whole_blocks(node: Node, shape: tuple[int | str | None, ...] | None) -> bool:

@@ -28,7 +28,6 @@ from onnxq.graph import Graph, Node
 from onnxq.pipeline import Context, NodePlan, Pass
 from onnxq.qtype import QParams, QTensor, quantize
 
-
 _BEYOND = 2**31  # steps from zero, more than 16-bit codes reach
 
 

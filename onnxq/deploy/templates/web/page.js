@@ -1,7 +1,6 @@
 // The smoke test, in this browser: load the model, run the sample, compare, show.
 
-import { feed, latencies } from "./model.js";
-import { bytes } from "./model.js";
+import { bytes, feed, latencies } from "./model.js";
 import { fromNpy } from "./npy.js";
 import { makeSession } from "./session.js";
 
