@@ -147,13 +147,13 @@ def _why(trial: _Trial, pieces: Pieces, said: Feed) -> tuple[str, float]:
     """What best gives a provider's answer of a layer, and of what share of its differences."""
     reads = pieces.feeds(trial.name, trial.deeper)
     inside = [n for n in pieces.feeds(trial.name) if n not in reads]
-    differing = np.count_nonzero(trial.got != said[trial.name])
+    differing = int(np.count_nonzero(trial.got != said[trial.name]))
     best, fewest = "", differing / 2
     for what, answer in _suspects(trial, {n: said[n] for n in reads}, inside):
-        wrong = np.count_nonzero(answer != trial.got)
+        wrong = int(np.count_nonzero(answer != trial.got))
         if wrong < fewest:
             best, fewest = what, wrong
-    return best, float(1 - fewest / differing) if best else 0.0
+    return best, 1 - fewest / differing if best else 0.0
 
 
 def _suspects(trial: _Trial, feed: Feed, inside: list[str]) -> Iterator[tuple[str, Array]]:
