@@ -155,6 +155,7 @@ class Target:
     provider_options: dict[str, str] = field(default_factory=dict)
     fixed_shapes: bool = False  # every dimension must be a number when the model is loaded
     whole: bool = False  # what stays float is slow there: all that has a rule becomes integer
+    unsigned: bool = False  # activations stay unsigned where a recipe makes them symmetric
     supports: dict[str, tuple[Support, ...]] = field(default_factory=dict)  # none known: any
     integer_operators: tuple[str, ...] = ()  # those that `fuse-integer` may write
     dense_channels: int = 1  # input channels that QLinearConv takes at once
@@ -265,6 +266,7 @@ def _parse(name: str, text: str) -> Target:
             "provider_options",
             "fixed_shapes",
             "whole",
+            "unsigned",
             "supports",
             "integer_operators",
             "dense_channels",
