@@ -187,6 +187,7 @@ class Target:
     fixed_shapes: bool = False  # every dimension must be a number when the model is loaded
     whole: bool = False  # what stays float is slow there: all that has a rule becomes integer
     takes_units: bool = False  # a layer between quantizers is taken as one, or left as a whole
+    unsigned: bool = False  # activations stay unsigned where a recipe makes them symmetric
     supports: dict[str, tuple[Support, ...]] = field(default_factory=dict)  # none known: any
     integer_operators: tuple[str, ...] = ()  # those that `fuse-integer` may write
     dense_channels: int = 1  # input channels that QLinearConv takes at once
@@ -324,6 +325,7 @@ def _parse(name: str, text: str) -> Target:
             "fixed_shapes",
             "takes_units",
             "whole",
+            "unsigned",
             "supports",
             "integer_operators",
             "dense_channels",

@@ -44,21 +44,22 @@ def test_settings_survive_the_text() -> None:
         "calibrate.percentile=99",
     ]
     recipe = load_recipe("int8-static", settings)
-    assert recipe.passes[3].settings()["exclude"] == ('a"b', "re:\\d")
+    assign = next(step for step in recipe.passes if step.name == "assign")
+    assert assign.settings()["exclude"] == ('a"b', "re:\\d")
     assert parse_recipe(recipe.name, recipe.text) == recipe
 
 
 @pytest.mark.parametrize(
     ("setting", "number", "field", "value"),
     [
-        ("calibrate.method=entropy", 4, "method", "entropy"),
-        ('calibrate.method="entropy"', 4, "method", "entropy"),
-        ("calibrate.percentile=99", 4, "percentile", 99.0),
-        ("calibrate.percentile=99.5", 4, "percentile", 99.5),
-        ("assign.include=Conv", 3, "include", ("Conv",)),
-        ("assign.include=[]", 3, "include", ()),
-        ('assign.exclude=["a", "b"]', 3, "exclude", ("a", "b")),
-        ("assign.exclude=re:x=1", 3, "exclude", ("re:x=1",)),
+        ("calibrate.method=entropy", 5, "method", "entropy"),
+        ('calibrate.method="entropy"', 5, "method", "entropy"),
+        ("calibrate.percentile=99", 5, "percentile", 99.0),
+        ("calibrate.percentile=99.5", 5, "percentile", 99.5),
+        ("assign.include=Conv", 4, "include", ("Conv",)),
+        ("assign.include=[]", 4, "include", ()),
+        ('assign.exclude=["a", "b"]', 4, "exclude", ("a", "b")),
+        ("assign.exclude=re:x=1", 4, "exclude", ("re:x=1",)),
     ],
 )
 def test_one_field_is_changed_and_has_its_type(

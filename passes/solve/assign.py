@@ -144,7 +144,7 @@ class Assign(Pass):
             formats_by_node(self.layers, graph),
             default,
             self.form,
-            Scheme(self.per_tensor, self.symmetric, self.power_of_two),
+            Scheme(self.per_tensor, self.symmetric, self.power_of_two, ctx.target.unsigned),
             {} if self.form == INTEGER or self._is_whole(ctx) else _delicate(graph),
             self.scale_bits,
         )

@@ -66,6 +66,7 @@ class Scheme:
     per_tensor: bool = False
     symmetric: bool = False
     power_of_two: bool = False
+    unsigned: bool = False  # activations, whose zero point is then the middle of their codes
 
     def format(self, qtype: QType) -> QType:
         """A format with the scales and zero points of this scheme."""
@@ -76,6 +77,8 @@ class Scheme:
     def of(self, rule: OpRule) -> OpRule:
         """The rule with its formats in this scheme."""
         weight, activation = (q and self.format(q) for q in (rule.weight, rule.activation))
+        if self.unsigned and activation is not None and rule.activation is not None:
+            activation = replace(activation, signed=rule.activation.signed)
         if weight is not None and self.per_tensor:
             weight = replace(weight, group=None)
         return replace(rule, weight=weight, activation=activation)

@@ -54,7 +54,7 @@ class WholePlanner(Planner):
         return NodePlan(activation=codes, inputs=operands, output=alone, rule=rule)
 
     def _fused(self, node: Node, rule: OpRule) -> Node | None:
-        """A bound that the ends of the codes are; one that stayed in between would cost a kernel."""
+        """A bound that the ends of the codes are; one that stays would cost its layer a kernel."""
         reader = super()._fused(node, rule)
         codes = rule.activation
         if reader is None or codes is None or codes.symmetric:
