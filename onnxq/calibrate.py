@@ -15,8 +15,8 @@ from onnxq import graph as g
 from onnxq.digest import digests
 from onnxq.errors import OnnxqError
 from onnxq.observe import Observer
-from onnxq.tap import Tap
 from onnxq.samples import Samples
+from onnxq.tap import Tap
 
 
 def observe(

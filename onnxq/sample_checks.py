@@ -23,9 +23,9 @@ from onnxq.passes.solve.calibrate import OUTLIER, activation_types
 from onnxq.passes.solve.integer_planner import WIDE
 from onnxq.passes.solve.masks import masked
 from onnxq.pipeline import Result
-from onnxq.tap import Tap
 from onnxq.qtype import QParams
 from onnxq.report import CLIPPED, NARROWER, WIDER, RangeRecord, Report
+from onnxq.tap import Tap
 
 SIGHTINGS, ENOUGH = 3, 8  # runs
 BY_CHOICE = 4  # times the share that calibration clipped

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from onnxq import graph as g
 from onnxq.errors import OnnxqError
-from onnxq.tap import Tap
 from onnxq.report import Latency, OutputRecord
 from onnxq.runtime import Session
 from onnxq.samples import Samples
+from onnxq.tap import Tap
 
 Array = NDArray[Any]
 Feed = Mapping[str, Array]

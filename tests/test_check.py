@@ -11,11 +11,11 @@ import onnx
 import pytest
 from awkward import ZOO
 from graphs import model, normal, pipeline
-from onnxq.cli import app
 from typer.testing import CliRunner
 
 import onnxq
 from onnxq import graph as g
+from onnxq.cli import app
 from onnxq.devices import Answer, Place, units
 from onnxq.devices.happened import compare
 from onnxq.devices.verdicts import CheckReport, judge
@@ -123,7 +123,7 @@ def conv_qdq(weight: str = "int8", activation: str = "uint8", relu: str = "") ->
       w = DequantizeLinear (wq, ws, wz)
       c = Conv (d, w)
       {relu}
-      cq = QuantizeLinear ({'r' if relu else 'c'}, s, z)
+      cq = QuantizeLinear ({"r" if relu else "c"}, s, z)
       y = DequantizeLinear (cq, s, z)
     }}"""
     proto = onnx.parser.parse_model(text)
@@ -162,7 +162,9 @@ def test_ranks_attributes_constants_and_failures() -> None:
     w = normal(3, 3)
     assert kinds(model("(float[1, 2, 6] x) => (float[a] y) { y = Conv (x, w) }", w=normal(2, 2, 3)),
                  NPU) == {"Conv": "falls back"}  # fmt: skip
-    rank_4 = model("(float[1, 2, 6, 6] x) => (float[a] y) { y = Conv (x, w) }", w=normal(2, 2, 3, 3))
+    rank_4 = model(
+        "(float[1, 2, 6, 6] x) => (float[a] y) { y = Conv (x, w) }", w=normal(2, 2, 3, 3)
+    )
     assert kinds(rank_4, NPU) == {"Conv": "runs"}
     for mode, kind in (("constant", "runs"), ("edge", "falls back")):
         proto = model(f'(float[3] x) => (float[a] y) {{ y = Pad <mode = "{mode}"> (x, p) }}',
@@ -187,7 +189,7 @@ def test_what_happened_stands_beside_the_verdict() -> None:
     graph = g.load(conv_qdq())
     report = CheckReport("m", "npu", NPU.providers[0], judge(graph, NPU))
     names = [verdict.node for verdict in report.verdicts]
-    who = {name: "QNNExecutionProvider" for name in names[:-1]} | {names[-1]: "CPUExecutionProvider"}
+    who = dict.fromkeys(names[:-1], "QNNExecutionProvider") | {names[-1]: "CPUExecutionProvider"}
     who[f"{names[3]}_token_7"] = who.pop(names[3])  # as the runtime names what it lays out anew
     place = Place("QNNExecutionProvider")
     compare(report, graph, place, Answer(stage="", version="1", placement=who))

@@ -6,13 +6,15 @@ import re
 
 from onnxq import graph as g
 from onnxq.devices import units
-from onnxq.devices.verdicts import HERE, CheckReport, Verdict
 from onnxq.devices.place import Answer, Place
+from onnxq.devices.verdicts import HERE, CheckReport, Verdict
 from onnxq.graph import Graph, Node
 
 CPU = "CPUExecutionProvider"
 _ABSORBED = ("Add", "Mul", "Cast", "Relu", "Clip")  # what kernels on codes do beside their own
-_COPIED = re.compile(r"(_token_\d+|/duplicated\S*|_nhwc|_nchwc)+$")  # what the runtime adds to names
+_COPIED = re.compile(
+    r"(_token_\d+|/duplicated\S*|_nhwc|_nchwc)+$"
+)  # what the runtime adds to names
 
 
 def compare(report: CheckReport, graph: Graph, place: Place, answer: Answer) -> None:

@@ -69,7 +69,15 @@ def unit(graph: Graph, node: Node, fixed: frozenset[int], own: frozenset[int]) -
         after = _quantizers(graph, reader.outputs)
         if after and all(_says_the_same(quantizer, reader) for quantizer in after):
             result, last = type_name(after[0].outputs[0]), reader
+    if any(_is_foreign(tensor, own) for tensor in node.inputs):
+        activation = weight = ""  # measured: then the runtime fuses neither
     return Unit(activation, weight, result, reads_float, last)
+
+
+def _is_foreign(tensor: gs.Tensor, own: frozenset[int]) -> bool:
+    """Whether a DequantizeLinear of an enclosing graph makes a tensor."""
+    maker = g.producer(tensor)
+    return maker is not None and maker.op == "DequantizeLinear" and id(maker) not in own
 
 
 def own_nodes(graph: Graph) -> frozenset[int]:
