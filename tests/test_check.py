@@ -217,7 +217,8 @@ def test_the_command_says_why_and_stops_with_1(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["check", str(save(conv_qdq(), tmp_path)), "--json", "--run"])
     assert done.exit_code == 0
     found = json.loads(done.stdout)
-    assert found["runs"] and found["counts"]["integer"] == 1
+    assert found["runs"]
+    assert found["counts"]["integer"] == 1
     assert found["agreement"][0] == found["agreement"][1] > 0
 
 

@@ -7,6 +7,7 @@ runtime takes the whole for one operation on codes, if it has one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -121,7 +122,8 @@ def _says_the_same(quantizer: Node, activation: Node) -> bool:
         return False
     scale = g.values(known[0]).astype(np.float64)
     zero = g.values(known[1]).astype(np.float64) if len(known) > 1 else 0.0
-    limits = ml_dtypes.iinfo(np.dtype(g.dtype(quantizer.outputs[0])))
+    kind: Any = np.dtype(g.dtype(quantizer.outputs[0]))
+    limits: Any = ml_dtypes.iinfo(kind)  # type: ignore[no-untyped-call]
     low, high = scale * (int(limits.min) - zero), scale * (int(limits.max) - zero)
     bounds = g.clip_bounds(activation)
     if bounds is None:

@@ -186,10 +186,9 @@ class _Judge:
 
     def _quantizer(self, node: Node) -> Verdict:
         made = Verdict(node.name, node.op, "runs")
-        if all(id(tensor) in self.fixed for tensor in node.inputs if tensor.name):
-            if node.op != "DequantizeLinear":
-                made.kind = "folded"
-                return made
+        if units.is_folded(node, self.fixed, self.shapes):
+            made.kind, made.reason = "folded", "computed when the model is loaded"
+            return made
         if node.name in self.of_unit:
             layer = self.of_unit[node.name]
             made.kind = "runs" if layer.kind in HERE else layer.kind
