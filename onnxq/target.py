@@ -151,11 +151,13 @@ class Support:
     the most of its dimensions (none: any); `attributes` the values that an attribute may have.
     Between QuantizeLinear and DequantizeLinear, in integers: `codes` are the element types of what
     they read, `weights` those of their constants (none: those of `codes`; `["none"]`: it takes no
-    constants); with `types` instead of `codes`, only constants are codes. `output` says what such a kernel hands on: codes, float, or either.
+    constants); with `types` instead of `codes`, only constants are codes. `output` says what such
+    a kernel hands on: codes, float, or either.
     `constant` are the inputs that have to be constants, `among` is how many nodes a model has at
     least of which the provider takes any. `whole_blocks` wants axes that are multiples of the block
-    whose elements share a scale. `fails` says what becomes of a model that
-    has such a node: the provider takes it, and then does not load.
+    whose elements share a scale, `per_tensor` one scale alone, `after` one of these operators
+    before it. `fails` says what becomes of a model that has such a node: the provider takes it, and
+    then does not load.
     """
 
     source: str
@@ -168,6 +170,8 @@ class Support:
     constant: tuple[int, ...] = ()
     among: int = 1
     whole_blocks: bool = False
+    per_tensor: bool = False
+    after: tuple[str, ...] = ()
     fails: str = ""
 
 

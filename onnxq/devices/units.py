@@ -7,6 +7,7 @@ runtime takes the whole for one operation on codes, if it has one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -69,7 +70,15 @@ def unit(graph: Graph, node: Node, fixed: frozenset[int], own: frozenset[int]) -
         after = _quantizers(graph, reader.outputs)
         if after and all(_says_the_same(quantizer, reader) for quantizer in after):
             result, last = type_name(after[0].outputs[0]), reader
+    if any(_is_foreign(tensor, own) for tensor in node.inputs):
+        activation = weight = ""  # measured: then the runtime fuses neither
     return Unit(activation, weight, result, reads_float, last)
+
+
+def _is_foreign(tensor: gs.Tensor, own: frozenset[int]) -> bool:
+    """Whether a DequantizeLinear of an enclosing graph makes a tensor."""
+    maker = g.producer(tensor)
+    return maker is not None and maker.op == "DequantizeLinear" and id(maker) not in own
 
 
 def own_nodes(graph: Graph) -> frozenset[int]:
@@ -113,7 +122,8 @@ def _says_the_same(quantizer: Node, activation: Node) -> bool:
         return False
     scale = g.values(known[0]).astype(np.float64)
     zero = g.values(known[1]).astype(np.float64) if len(known) > 1 else 0.0
-    limits = ml_dtypes.iinfo(np.dtype(g.dtype(quantizer.outputs[0])))
+    kind: Any = np.dtype(g.dtype(quantizer.outputs[0]))
+    limits: Any = ml_dtypes.iinfo(kind)  # type: ignore[no-untyped-call]
     low, high = scale * (int(limits.min) - zero), scale * (int(limits.max) - zero)
     bounds = g.clip_bounds(activation)
     if bounds is None:

@@ -171,7 +171,7 @@ class _Judge:
             return made
         why = self._why(node, around if complete else None)
         made.kind, made.reason, made.fix = self._elsewhere(node, *why)
-        return self._noted(body, node, around, made) if complete else made
+        return self._noted(body, node, around, made) if around.quantized else made
 
     def _noted(self, body: Graph, node: Node, around: Unit, made: Verdict) -> Verdict:
         """The quantizers of a unit go where it goes."""
@@ -186,10 +186,9 @@ class _Judge:
 
     def _quantizer(self, node: Node) -> Verdict:
         made = Verdict(node.name, node.op, "runs")
-        if all(id(tensor) in self.fixed for tensor in node.inputs if tensor.name):
-            if node.op != "DequantizeLinear":
-                made.kind = "folded"
-                return made
+        if units.is_folded(node, self.fixed, self.shapes):
+            made.kind, made.reason = "folded", "computed when the model is loaded"
+            return made
         if node.name in self.of_unit:
             layer = self.of_unit[node.name]
             made.kind = "runs" if layer.kind in HERE else layer.kind
@@ -207,13 +206,18 @@ class _Judge:
         shape = self._data_shape(node)
         if row.ranks and shape is not None and not row.ranks[0] <= len(shape) <= row.ranks[-1]:
             return False
+        if row.after and not any(
+            maker is not None and maker.op in row.after for maker in map(g.producer, node.inputs)
+        ):
+            return False
+        if row.per_tensor and self.shapes.get(node.inputs[1].name):
+            return False
         if row.whole_blocks and not _has_whole_blocks(node, shape):
             return False
         if any(
             index < len(node.inputs)
             and node.inputs[index].name
             and id(node.inputs[index]) not in self.fixed
-            and not _is_constant_codes(node, index, self.fixed)
             for index in row.constant
         ):
             return False
@@ -236,7 +240,8 @@ class _Judge:
     def _in_integers(self, rows: list[Support], node: Node, around: Unit) -> bool:
         if any(_takes(row, around, units.data_type(node)) for row in rows):
             return True
-        return not self.lists_codes and self._has_rule(node, around)
+        listed = self.lists_codes and not self.target.takes_units  # the CPU's rules have others too
+        return not listed and self._has_rule(node, around)
 
     def _has_rule(self, node: Node, around: Unit) -> bool:
         return any(
@@ -307,11 +312,6 @@ def _takes(row: Support, around: Unit, kind: str) -> bool:
 def _is_plain(row: Support) -> bool:
     """Whether a row is of operators as they stand."""
     return bool(row.types) and not row.weights
-
-
-def _is_constant_codes(node: Node, index: int, fixed: frozenset[int]) -> bool:
-    maker = g.producer(node.inputs[index])
-    return maker is not None and maker.op == "DequantizeLinear" and id(maker.inputs[0]) in fixed
 
 
 def _has_whole_blocks(node: Node, shape: tuple[int | str | None, ...] | None) -> bool:
