@@ -5,9 +5,9 @@
     time     seconds of a probe of this CPU, all operators; of a second one, from its cache
     latency  models quantized with the probed target ÷ with the shipped `cpu` target
 
-or all. --target takes a target that was probed before. DIR holds models/, data/ and score/score.py. Both models run in turns, every other round the
-other way round; a ratio is the median of the ratios of all rounds. A model that is the same file
-for both targets is 1 by itself.
+or all. --target takes a target that was probed before. DIR holds models/, data/ and score/score.py.
+Both models run in turns, every other round the other way round; a ratio is the median of the ratios
+of all rounds.
 """
 
 from __future__ import annotations
