@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -124,3 +125,12 @@ def test_arm64_is_arm64(tmp_path: Path) -> None:
     script = tmp_path / "say.py"
     script.write_text("import platform; print(platform.machine())")
     assert os.popen(f"{place('arm64').command[0]} {script}").read().strip() == "aarch64"
+
+
+def test_rivals_are_timed_in_turns_with_a_model() -> None:
+    job = Job(relu(), [X], seconds=0.01, rivals=[(relu("Sigmoid"), X)])
+    (answer,) = ask(Place("CPUExecutionProvider"), [job])
+    assert not answer.error
+    assert len(answer.latencies_ms) >= 5
+    assert [len(times) for times in answer.rivals_ms] == [len(answer.latencies_ms)]
+    assert answer.machine == platform.machine()
