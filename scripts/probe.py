@@ -1,13 +1,13 @@
 """What `onnxq probe` takes and what its target is worth.
 
-    scripts/benchmark probe FIGURE... --shared DIR [--model NAME]...
+    scripts/benchmark probe FIGURE... --shared DIR [--model NAME]... [--target FILE]
 
     time     seconds of a probe of this CPU, all operators; of a second one, from its cache
     latency  models quantized with the probed target ÷ with the shipped `cpu` target
 
-or all. DIR holds models/, data/ and score/score.py. Both models run in turns, every other round the
-other way round; a ratio is the median of the ratios of all rounds. A model that is the same file
-for both targets is 1 by itself.
+or all. --target takes a target that was probed before. DIR holds models/, data/ and score/score.py.
+Both models run in turns, every other round the other way round; a ratio is the median of the ratios
+of all rounds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CPU = Place("CPUExecutionProvider")
 console = Console()
 
 
-def seconds(bench: Bench, models: list[str]) -> Iterator[Line]:
+def seconds(bench: Bench, given: argparse.Namespace) -> Iterator[Line]:
     for what, bound in (("first", 300.0), ("second, from the cache", 2.0)):
         begun = time.perf_counter()
         probe(CPU)
@@ -47,11 +47,12 @@ def seconds(bench: Bench, models: list[str]) -> Iterator[Line]:
         yield Line(f"probe of this CPU, {what}: seconds", f"≤ {bound:g}", f"{value:.1f}", met)
 
 
-def latency(bench: Bench, models: list[str]) -> Iterator[Line]:
-    target = bench.scratch / "probed.toml"
-    target.write_text(probe(CPU).target, "utf-8")
+def latency(bench: Bench, given: argparse.Namespace) -> Iterator[Line]:
+    target = given.target or bench.scratch / "probed.toml"
+    if given.target is None:
+        target.write_text(probe(CPU).target, "utf-8")
     ratios = []
-    for name in models or TASKS:
+    for name in given.models or TASKS:
         for preset in PRESETS:
             ratio = _ratio(bench, name, preset, target)
             if ratio is not None:
@@ -83,7 +84,7 @@ def _line(what: str, ratio: float) -> Line:
     return Line(what, "≤ 1.0", f"{ratio:.3f}", "yes" if ratio <= 1 + SAME else "no")
 
 
-FIGURES: dict[str, Callable[[Bench, list[str]], Iterator[Line]]] = {
+FIGURES: dict[str, Callable[[Bench, argparse.Namespace], Iterator[Line]]] = {
     "time": seconds,
     "latency": latency,
 }
@@ -97,6 +98,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("figures", nargs="+", choices=[*FIGURES, "all"], metavar="FIGURE")
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--model", action="append", default=[], dest="models")
+    parser.add_argument("--target", type=Path)
     given = parser.parse_args(arguments)
     table = Table("what", "target", "measured", "met", title="probe", title_justify="left")
     score = load_score(given.shared)
@@ -104,7 +106,7 @@ def main(arguments: list[str]) -> None:
         os.environ["ONNXQ_CACHE"] = str(Path(scratch) / "cache")  # a first run is one
         bench = Bench(given.shared, Path(scratch), score)
         for name in FIGURES if "all" in given.figures else given.figures:
-            for row in FIGURES[name](bench, given.models):
+            for row in FIGURES[name](bench, given):
                 console.print(*row, sep=" | ", soft_wrap=True, highlight=False, markup=False)
                 table.add_row(*row)
     console.print(table)

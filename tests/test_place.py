@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -131,3 +132,12 @@ def test_a_provider_that_is_plugged_in_takes_every_session_of_a_process() -> Non
     job = Job(relu(), [X])
     for answer in ask(place("qnn"), [job, job]):
         assert set(answer.placement.values()) == {"QNNExecutionProvider"}
+
+
+def test_rivals_are_timed_in_turns_with_a_model() -> None:
+    job = Job(relu(), [X], seconds=0.01, rivals=[(relu("Sigmoid"), X)])
+    (answer,) = ask(Place("CPUExecutionProvider"), [job])
+    assert not answer.error
+    assert len(answer.latencies_ms) >= 5
+    assert [len(times) for times in answer.rivals_ms] == [len(answer.latencies_ms)]
+    assert answer.machine == platform.machine()

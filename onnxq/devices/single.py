@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -186,7 +187,7 @@ def verdicts(
 
 def _verdict(place: Place, single: Single, here: Answer, there: Answer) -> Verdict:
     if there.error:
-        return Verdict(single, False, f"{there.stage}: {there.error}")
+        return Verdict(single, False, plain(there.error))
     elsewhere = sorted({p for p in there.placement.values() if p != place.provider})
     if elsewhere:
         return Verdict(single, False, f"runs on {', '.join(elsewhere)}")
@@ -198,6 +199,14 @@ def _verdict(place: Place, single: Single, here: Answer, there: Answer) -> Verdi
     if error > bound:
         return Verdict(single, False, f"answers differ by {error:.2g} of their range", error)
     return Verdict(single, True, error=error)
+
+
+_NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:")
+
+
+def plain(error: str) -> str:
+    """What a runtime says, without its codes and the paths of the day."""
+    return _NOISE.sub("", error)[:160]
 
 
 def difference(one: dict[str, Array], other: dict[str, Array]) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from onnxq.devices.calls import Call
 from onnxq.devices.single import OPSET, Single, make_single, table
 from onnxq.errors import OnnxqError
+from onnxq.float_operators import float_operators
 from onnxq.probing.cases import LAYERS, of_codes, saturating
 from onnxq.probing.forms import Form, between, coded_form, integer_form, whole_form
 from onnxq.target import OpRule, Target, load_target, target_names
@@ -141,13 +142,16 @@ def _elementwise(op: str, rule: OpRule) -> Iterator[Candidate]:
 
 
 def _bits(op: str, rule: OpRule, base: Target) -> Iterator[Candidate]:
-    for call in table().get(op, ())[: 9 if op == "MatMul" else 1]:
+    """The first call that becomes integer as a whole: a power of a variable has no such form."""
+    for call in table().get(op, ()):
         single = make_single(op, call, "float32", OPSET)
         if single is None or (op == "MatMul" and not _is_of(rule, op, call)):
             continue
         try:
             form = integer_form(single, base)
         except OnnxqError:
+            continue
+        if float_operators(form.model):
             continue
         yield Candidate(op, rule, "bits", "bits", form, form)
         return

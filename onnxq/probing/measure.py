@@ -13,7 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxq.devices.place import Answer, Job, Place, ask
-from onnxq.devices.single import difference
+from onnxq.devices.single import difference, plain
 from onnxq.errors import OnnxqError
 from onnxq.graph import Array
 from onnxq.ops.evaluate import evaluate
@@ -151,7 +151,7 @@ def _measured(place: Place, candidate: Candidate, answer: Answer, right: Answer 
     }  # fmt: skip
     elsewhere = sorted({p for p in answer.placement.values() if p != place.provider})
     if answer.error or elsewhere:
-        why = _plain(answer.error) if answer.error else f"runs on {', '.join(elsewhere)}"
+        why = plain(answer.error) if answer.error else f"runs on {', '.join(elsewhere)}"
         return Measured(**basis, error=why)
     off = _off(c, answer.outputs[0], right)
     times = [typical(t) for t in (answer.latencies_ms, *answer.rivals_ms) if t]
@@ -165,14 +165,6 @@ def _measured(place: Place, candidate: Candidate, answer: Answer, right: Answer 
 def typical(times_ms: Sequence[float]) -> float:
     """Of runs in turns: what other work on the machine disturbed least."""
     return float(np.percentile(times_ms, 20))
-
-
-_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:")
-
-
-def _plain(error: str) -> str:
-    """What a runtime says, without its codes and the paths of the day."""
-    return _CODE.sub("", error)[:160]
 
 
 def _off(candidate: Candidate, made: Mapping[str, Array], right: Answer | None) -> float:

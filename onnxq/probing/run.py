@@ -230,10 +230,11 @@ class _Probe:
         found = self._verdicts(("float16",), "float16")
         own = {v.single.op: v.runs for v in found if v.single.call.domain}
         kept = [op for op in self.base.float16_operators if own.get(op, self.ops is not None)]
+        ran = {v.single.op for v in found if v.runs}
         refused = {
             v.single.op: f"takes no float16 here: {v.reason}"
             for v in found
-            if not v.runs and not v.single.call.domain
+            if v.single.op not in ran and not v.single.call.domain
         }
         return tuple(kept), refused | self.base.float32
 
