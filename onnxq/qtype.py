@@ -38,8 +38,8 @@ class QType:
     `group` is None for one scale per tensor, -1 for one per output channel, n for one per block of
     n neighbours along the input axis. With `power_of_two` every scale is one: hardware without a
     multiplier for scales shifts instead. `scale_bits` are those of a block's scale in the file: 16
-    are a float, 4 a code under a step per row (see `super_blocks`). `float8` is `e4m3` or `e5m2` where
-    codes are floating-point numbers, which are signed and symmetric and have no blocks.
+    are a float, 4 a code under a step per row (see `super_blocks`). `float8` is `e4m3` or `e5m2`
+    where codes are floating-point numbers, which are signed and symmetric and have no blocks.
 
     >>> QType.parse("s8:channel").scheme  # codes -127..127, a scale per output channel
     'per channel, symmetric'

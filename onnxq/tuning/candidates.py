@@ -116,9 +116,7 @@ class Workshop:
 
     def session(self, path: Path) -> Session:
         target = self.target
-        return Session(
-            path, providers=target.stand_in, threads=self.threads, config=target.session
-        )
+        return Session(path, providers=target.stand_in, threads=self.threads, config=target.session)
 
     def reference(self) -> Session:
         if self._reference is None:

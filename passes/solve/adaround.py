@@ -23,7 +23,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-from onnxq.passes.solve.hessian import Array, by_group, from_groups, output_error, refuse_float8, started
+from onnxq.passes.solve.hessian import (
+    Array,
+    by_group,
+    from_groups,
+    output_error,
+    refuse_float8,
+    started,
+)
 
 from onnxq.qtype import QTensor
 from onnxq.solver import Layer, WeightSolver
