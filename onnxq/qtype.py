@@ -29,6 +29,7 @@ _SPEC = re.compile(
 )
 # Without infinities (and with one NaN), as hardware has E4M3; E5M2 is as in IEEE 754.
 FLOAT8 = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
+LARGEST = {"e4m3": 448, "e5m2": 57344}
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class QType:
     @property
     def qmax(self) -> int:
         if self.float8:
-            return int(ml_dtypes.finfo(self.dtype).max)
+            return LARGEST[self.float8]
         return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
     @property
