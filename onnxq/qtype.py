@@ -29,6 +29,7 @@ _SPEC = re.compile(
 )
 # Without infinities (and with one NaN), as hardware has E4M3; E5M2 is as in IEEE 754.
 FLOAT8 = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
+LARGEST = {"e4m3": 448, "e5m2": 57344}
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class QType:
     `group` is None for one scale per tensor, -1 for one per output channel, n for one per block of
     n neighbours along the input axis. With `power_of_two` every scale is one: hardware without a
     multiplier for scales shifts instead. `scale_bits` are those of a block's scale in the file: 16
-    are a float, 4 a code under a step per row (see `super_blocks`). `float8` is `e4m3` or `e5m2` where
-    codes are floating-point numbers, which are signed and symmetric and have no blocks.
+    are a float, 4 a code under a step per row (see `super_blocks`). `float8` is `e4m3` or `e5m2`
+    where codes are floating-point numbers, which are signed and symmetric and have no blocks.
 
     >>> QType.parse("s8:channel").scheme  # codes -127..127, a scale per output channel
     'per channel, symmetric'
@@ -112,7 +113,7 @@ class QType:
     @property
     def qmax(self) -> int:
         if self.float8:
-            return int(ml_dtypes.finfo(self.dtype).max)
+            return LARGEST[self.float8]
         return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
     @property
