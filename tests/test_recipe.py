@@ -145,7 +145,7 @@ def test_a_preset_copied_to_a_file_and_edited(tmp_path: Path) -> None:
     path.write_text(preset_text("int8-static").replace('"percentile"', '"mse"'))
     recipe = load_recipe(str(path))
     assert recipe.name == "mine"
-    assert recipe.passes[4] == Calibrate(method="mse")
+    assert recipe.passes[5] == Calibrate(method="mse")
 
 
 # ── passes of others ─────────────────────────────────────────────────────────────────────────────
