@@ -82,7 +82,7 @@ def supports(found: Sequence[Verdict], source: str) -> dict[str, tuple[Support, 
         refused = {v.single.rank for v in rows} - {v.single.rank for v in good}
         ranks = [v.single.rank for v in good]
         bounds = (min(ranks), max(ranks)) if refused else ()
-        made[op] = (Support(types, source, bounds, _attributes(rows)),)
+        made[op] = (Support(source, types=types, ranks=bounds, attributes=_attributes(rows)),)
     return made
 
 
