@@ -46,7 +46,18 @@ class InsertQDQ(Pass):
             kept_float = [node for node in nodes if _is_fused_unasked(node, ctx)]
             changes += sum(writer.node(*planned) for planned in ctx.plan.quantized(nodes))
             changes += writer.activations()
-            changes += sum(map(writer.shield, kept_float))
+            changes += sum(writer.shield(node, 0) for node in kept_float)
+            # onnxruntime 1.31 moves a DequantizeLinear behind a Reshape and its like, and dies
+            # where a body reads what that makes.
+            made = {id(tensor) for node in body.nodes for tensor in node.outputs}
+            changes += sum(
+                writer.shield(reader, slot)
+                for node in body.nodes
+                for inner in g.bodies(node)
+                for reader in g.walk(inner)
+                for slot, tensor in enumerate(reader.inputs)
+                if id(tensor) in made
+            )
         g.tidy(graph)
         return changes
 
@@ -101,14 +112,14 @@ class _Writer:
                     changes += 1
         return changes
 
-    def shield(self, node: Node) -> int:
+    def shield(self, node: Node, slot: int) -> int:
         """A Clip far beyond all codes, which changes nothing, between them and a node that is to
         work on floats.
 
         Its ends count in scales: OpenVINO clips codes instead, at an end ÷ scale in 64 bits, and
         those of float32 overflow there.
         """
-        maker = g.producer(node.inputs[0])
+        maker = g.producer(node.inputs[slot])
         while maker is not None and maker.op in MOVERS:
             maker = g.producer(maker.inputs[0])
         if maker is None or maker.op != "DequantizeLinear" or not g.is_constant(maker.inputs[1]):
@@ -120,9 +131,9 @@ class _Writer:
             self.maker.constant(f"{scale.name}_{name}", np.asarray(value, steps.dtype))
             for name, value in (("lowest", -end), ("largest", end))
         ]
-        x = node.inputs[0]
-        node.inputs[0] = self.maker.emit(self.body, "Clip", [x, *bounds], node.name)
-        node.inputs[0].dtype = x.dtype
+        x = node.inputs[slot]
+        node.inputs[slot] = self.maker.emit(self.body, "Clip", [x, *bounds], node.name)
+        node.inputs[slot].dtype = x.dtype
         return 1
 
     def _everywhere(self, tensor: gs.Variable) -> int:

@@ -19,6 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from onnxq.passes.lower.insert_qdq import saturation_does
 
 from onnxq import graph as g
+from onnxq.devices import Job, Place, ask
 from onnxq.qtype import QParams, QType
 from onnxq.target import Target, load_target
 
@@ -203,6 +204,26 @@ def test_what_keeps_a_float_layer_from_fusing_fits_into_64_bit_codes() -> None:
     )
     assert -(2**62) < low < -(2**17)
     assert 2**17 < high < 2**62
+
+
+def test_a_body_reads_no_pair_that_the_runtime_would_move() -> None:
+    """onnxruntime 1.31 takes the process down where it can, once it has inlined the first If."""
+    text = """(float[1,3,6,6] x, bool c) => (float[a,b] y) {
+        a = Conv (x, w)
+        n = Shape (x)
+        first = Gather (n, zero)
+        is_one = Equal (first, one)
+        r = If (is_one) <then_branch = t () => (float[a,b] u) { u = Transpose (a) },
+                         else_branch = e () => (float[a,b] v) { v = Identity (a) }>
+        y = If (c) <then_branch = t () => (float[a,b] u) { u = Exp (r) },
+                    else_branch = e () => (float[a,b] v) { v = Neg (r) }>
+    }"""
+    feeds = [feed | {"c": np.array(True)} for feed in feeds_of(x=(1, 3, 6, 6))]
+    proto = pipeline(
+        model(text, w=normal(4, 3, 1, 1), zero=np.array(0), one=np.array(1)), feeds
+    ).to_proto()
+    (answer,) = ask(Place.parse("cpu"), [Job(proto, feeds[:1])])
+    assert answer.error == ""
 
 
 def test_an_output_that_layers_read_too_keeps_its_name_and_passes_one_pair() -> None:
