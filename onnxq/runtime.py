@@ -206,7 +206,8 @@ class Session:
         self.outputs = [value.name for value in self.ort.get_outputs()]
         ends = [*self.ort.get_inputs(), *self.ort.get_outputs()]
         self._has_bfloat16 = any(value.type == "tensor(bfloat16)" for value in ends)
-        kinds = {value.name: value.type for value in self.ort.get_inputs()}
+        given = [*self.ort.get_inputs(), *self.ort.get_overridable_initializers()]
+        kinds = {value.name: value.type for value in given}
         self._ends = Ends(kinds, from_metadata(self.ort.get_modelmeta().custom_metadata_map))
 
     @classmethod

@@ -591,8 +591,6 @@ def test_a_bad_recipe(text: bytes, said: str, out: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (b"summary = 'x'\nproviders = ['NoSuchExecutionProvider']\nbase = 'cpu'",
-         "this onnxruntime has no NoSuchExecutionProvider"),
         (b"summary = 'x'\nbase = '../presets/int8-static'", "there is no target '../presets"),
         (b"summary = 'x'\nbase = 3", "base wants str"),
         (b"summary = 'x'\n[[rule]]\nops = 'Conv'\nform = 'quick'\nsource = ''", "static, dynamic"),

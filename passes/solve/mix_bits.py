@@ -158,7 +158,6 @@ class _Rounded(Session):
 
     def __init__(self, session: Session, weights: Mapping[str, NDArray[Any]]) -> None:
         self.__dict__.update(session.__dict__)
-        self.inputs = [*session.inputs, *weights]
         self.weights = weights
 
     def run(

@@ -97,7 +97,7 @@ def test_what_is_read_twice_is_rounded_before_it_is_bounded() -> None:
 def test_a_target_without_such_rules_is_refused() -> None:
     target = Target("bare", "", ("CPUExecutionProvider",), 21, {})
     made = model("(float[n,8] x) => (float[n,8] y) { y = MatMul (x, w) }", 21, w=normal(8, 8))
-    with pytest.raises(OnnxqError, match="no rules of form integer"):
+    with pytest.raises(OnnxqError, match="bare has no integer rule for w8a8"):
         apply(Assign(form="integer"), made, target=target)
 
 
