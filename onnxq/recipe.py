@@ -122,8 +122,9 @@ def check_target(recipe: Recipe, target: Target) -> None:
         if all(_suits(s, target) for s in load_recipe(name).passes if isinstance(s, Assign))
     ]
     wanted = f"{unfit.format} ({unfit.form})"
+    why = f": {target.lacks[unfit.form]}" if unfit.form in target.lacks else ""
     raise OnnxqError(
-        f"target {target.name} has no rules for {wanted}, which {recipe.name!r} wants; "
+        f"target {target.name} has no rules for {wanted}, which {recipe.name!r} wants{why}; "
         f"targets that have: {', '.join(targets) or 'none'}; presets for {target.name}: "
         f"{', '.join(presets)}"
     )

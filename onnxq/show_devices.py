@@ -29,6 +29,8 @@ def show_check(found: CheckReport, console: Console) -> None:
     rows = [[kind, str(count), _MEANS[kind]] for kind, count in found.counts.items()]
     columns = [Column("verdict"), Column("nodes", "right"), Column("they run", fit="wrap")]
     print_table(console, columns, rows)
+    for warning in found.warnings:
+        print_text(console, f"warning: {warning}", 0, "yellow")
     worth = [v for v in found.verdicts if v.kind in _WORTH_SAYING]
     for (kind, reason, fix), nodes in _alike(worth):
         console.print()

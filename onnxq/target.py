@@ -187,6 +187,7 @@ class Target:
     left_float: dict[str, str] = field(default_factory=dict)
     session: dict[str, str] = field(default_factory=dict)
     provider_options: dict[str, str] = field(default_factory=dict)
+    lacks: dict[str, str] = field(default_factory=dict)  # forms that its base has, and why not
     standard_only: bool = False  # no operators beyond those of ONNX, such as MatMulNBits
     fixed_shapes: bool = False  # every dimension must be a number when the model is loaded
     whole: bool = False  # what stays float is slow there: all that has a rule becomes integer
@@ -349,6 +350,12 @@ def _parse(name: str, text: str) -> Target:
             op: tuple(replace(rule, pair_limit=None) for rule in rules)
             for op, rules in inherited["ops"].items()
         }
+    lacks = toml.coerce(data.get("lacks", {}), dict[str, str], f"{where}: lacks")
+    inherited["ops"] = {
+        op: kept
+        for op, rules in inherited["ops"].items()
+        if (kept := tuple(rule for rule in rules if rule.form not in lacks))
+    }
     own = toml.fill(
         Target,
         {k: v for k, v in data.items() if k not in ("rule", "ops", "supports")},

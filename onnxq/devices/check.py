@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import onnx
+
 from onnxq import graph as g
+from onnxq import ops
 from onnxq.devices.happened import CPU, compare
 from onnxq.devices.place import Job, Place, ask
 from onnxq.devices.verdicts import CheckReport, judge
@@ -35,6 +38,11 @@ def check(
     graph = g.load(model)
     found = judge(graph, device, bool(custom_ops))
     report = CheckReport(str(model), device.name, (device.providers or (CPU,))[0], found)
+    if "integer" in device.lacks and _has_integer_functions(model):
+        report.warnings.append(
+            f"this model of integers alone says something else on {device.name}: "
+            f"{device.lacks['integer']}; quantize with another preset"
+        )
     if place is None:
         return report
     progress(f"ask {place.name}", 0, 1)
@@ -50,6 +58,11 @@ def check(
         raise OnnxqError(f"{place.name} is not to be had: {answer.error}")
     compare(report, graph, place, answer)
     return report
+
+
+def _has_integer_functions(model: str | Path) -> bool:
+    functions = onnx.load(model, load_external_data=False).functions
+    return any(function.domain == ops.DOMAIN for function in functions)
 
 
 def _place(target: Target, ep: str | None) -> Place:
