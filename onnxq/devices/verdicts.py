@@ -10,6 +10,7 @@ from typing import Literal
 
 from onnxq import graph as g
 from onnxq.devices import units
+from onnxq.devices.precision import clashes
 from onnxq.devices.units import Unit
 from onnxq.graph import Graph, Node
 from onnxq.target import Support, Target, load_target
@@ -109,7 +110,18 @@ class _Judge:
             verdict = found.get(id(node)) or self._quantizer(node)
             if barred and verdict.kind in HERE:
                 verdict.kind, verdict.reason, verdict.fix = self._elsewhere(node, *barred)
-            yield verdict
+            found[id(node)] = verdict
+        self._clash([found[id(node)] for node in g.walk(self.graph)])
+        yield from (found[id(node)] for node in g.walk(self.graph))
+
+    def _clash(self, verdicts: list[Verdict]) -> None:
+        """What the provider takes, and cannot join in one precision."""
+        there = {v.node for v in verdicts if v.kind in ("runs", "not fused")}
+        rows = {op: rows[0] for op, rows in self.target.precision.items()}
+        reasons = clashes(self.graph, there, rows)
+        for verdict in verdicts:
+            if verdict.node in reasons:
+                verdict.kind, verdict.reason, verdict.fix = "will not run", reasons[verdict.node], _QUANTIZE
 
     def _dynamic_input(self) -> tuple[str, str] | None:
         """Why nothing runs on a provider that wants fixed shapes, and the fix."""
@@ -157,7 +169,7 @@ class _Judge:
         complete = bool(around.activation and around.result) and not around.reads_float
         plain = self._plain(rows, node)
         if plain is not None and not (self.target.takes_units and complete):
-            if plain.fails:
+            if plain.fails and any(t.outputs or g.is_output(body, t) for t in node.outputs):
                 made.kind, made.reason, made.fix = "will not run", plain.fails, _OTHER
                 return made
             made.kind = "integer" if units.reads_codes(node) else "runs"
@@ -212,6 +224,8 @@ class _Judge:
             return False
         if row.per_tensor and self.shapes.get(node.inputs[1].name):
             return False
+        if row.depthwise and not _is_depthwise(node, self.shapes.get(node.inputs[1].name)):
+            return False
         if row.whole_blocks and not _has_whole_blocks(node, shape):
             return False
         if any(
@@ -221,8 +235,8 @@ class _Judge:
             for index in row.constant
         ):
             return False
-        return all(
-            key not in node.attrs or _plain_value(node.attrs[key]) in allowed
+        return all(  # what an attribute is by default, runs
+            _plain_value(node.attrs[key]) in allowed if key in node.attrs else not row.fails
             for key, allowed in row.attributes.items()
         )
 
@@ -291,6 +305,7 @@ class _Judge:
         return "falls back", reason, fix
 
 
+_QUANTIZE = "quantize it, and what is before it, to codes; or take another target"
 _OTHER = "replace it by operators that the target has, or take another target"
 _REPLACE = "the CPU runs it, at the price of a copy each way; replace it by operators it has"
 
@@ -320,6 +335,11 @@ def _has_whole_blocks(node: Node, shape: tuple[int | str | None, ...] | None) ->
         return True
     size = shape[node.attrs.get("axis", 1)]
     return not isinstance(size, int) or size % block == 0
+
+
+def _is_depthwise(node: Node, weight: tuple[int | str | None, ...] | None) -> bool:
+    """Of one channel each; also where there is but one."""
+    return weight is not None and weight[:2] == (node.attrs.get("group", 1), 1)
 
 
 def _plain_value(value: object) -> object:
