@@ -39,6 +39,8 @@ def clashes(
             found[node.name] = (
                 f"{kind} takes single precision, and an operator before it has half precision alone"
             )
+        if row.gives != "free" and {"half", "single"} <= got:
+            found[node.name] = f"{kind} gets half and single precision from before it"
         kept = "half" if "half" in got else "single" if "single" in got else ""
         gives = {
             "half": "half",

@@ -111,6 +111,11 @@ class _Judge:
             if barred and verdict.kind in HERE:
                 verdict.kind, verdict.reason, verdict.fix = self._elsewhere(node, *barred)
             found[id(node)] = verdict
+        for node in g.walk(self.graph):  # control flow goes where its bodies can
+            inner = [found[id(inside)].kind for body in g.bodies(node) for inside in body.nodes]
+            if "falls back" in inner:
+                whole = found[id(node)]
+                whole.kind, whole.reason = "falls back", "some of its bodies' nodes do"
         self._clash([found[id(node)] for node in g.walk(self.graph)])
         yield from (found[id(node)] for node in g.walk(self.graph))
 
@@ -169,7 +174,8 @@ class _Judge:
         complete = bool(around.activation and around.result) and not around.reads_float
         plain = self._plain(rows, node)
         if plain is not None and not (self.target.takes_units and complete):
-            if plain.fails and any(t.outputs or g.is_output(body, t) for t in node.outputs):
+            read = any(t.outputs or g.is_output(body, t) for t in node.outputs)
+            if plain.fails and (read or node.op in _LAID_OUT):
                 made.kind, made.reason, made.fix = "will not run", plain.fails, _OTHER
                 return made
             made.kind = "integer" if units.reads_codes(node) else "runs"
@@ -305,6 +311,7 @@ class _Judge:
         return "falls back", reason, fix
 
 
+_LAID_OUT = ("Conv", "MaxPool")  # anew by the runtime, before it drops what nobody reads
 _QUANTIZE = "quantize it, and what is before it, to codes; or take another target"
 _OTHER = "replace it by operators that the target has, or take another target"
 _REPLACE = "the CPU runs it, at the price of a copy each way; replace it by operators it has"
