@@ -156,8 +156,8 @@ class Support:
     `constant` are the inputs that have to be constants, `among` is how many nodes a model has at
     least of which the provider takes any. `whole_blocks` wants axes that are multiples of the block
     whose elements share a scale, `per_tensor` one scale alone, `depthwise` a Conv of one channel
-    each, `after` one of these operators before it. `fails` says what becomes of a model that has such a node: the provider takes it, and
-    then does not load.
+    each, `after` one of these operators before it. `fails` says what becomes of a model that has
+    such a node: the provider takes it, and then does not load.
     """
 
     source: str

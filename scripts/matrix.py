@@ -70,8 +70,7 @@ def matrix(
     for name in dict.fromkeys(_split(path)[0] for path in paths):
         own = [path for path in paths if _split(path)[0] == name]
         missing = {
-            label: [path for path in own if (*_split(path), label) not in known]
-            for label in places
+            label: [path for path in own if (*_split(path), label) not in known] for label in places
         }
         if not any(missing.values()):
             continue
@@ -102,7 +101,7 @@ def _split(path: Path) -> tuple[str, str]:
     return (name, preset) if preset in preset_names() else (path.stem, "float")
 
 
-def _feeds(original: Path, samples: Path | None, n: int) -> list[Feed]:
+def _feeds(original: Path, samples: Path | None, n: int) -> Sequence[Feed]:
     path = samples / f"{original.stem}.npz" if samples else None
     if path is None or not path.exists():
         return list(synthesize(onnx.load(original), n=n, path=original)[0])[:n]
