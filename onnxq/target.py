@@ -155,9 +155,9 @@ class Support:
     a kernel hands on: codes, float, or either.
     `constant` are the inputs that have to be constants, `among` is how many nodes a model has at
     least of which the provider takes any. `whole_blocks` wants axes that are multiples of the block
-    whose elements share a scale, `per_tensor` one scale alone, `after` one of these operators
-    before it. `fails` says what becomes of a model that has such a node: the provider takes it, and
-    then does not load.
+    whose elements share a scale, `per_tensor` one scale alone, `depthwise` a Conv of one channel
+    each, `after` one of these operators before it. `fails` says what becomes of a model that has
+    such a node: the provider takes it, and then does not load.
     """
 
     source: str
@@ -171,8 +171,20 @@ class Support:
     among: int = 1
     whole_blocks: bool = False
     per_tensor: bool = False
+    depthwise: bool = False
     after: tuple[str, ...] = ()
     fails: str = ""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """In which precision a provider computes an operator on float32: what it takes and gives.
+
+    `half` and `single` are fixed; `same` is what the operator gets, `free` may become either.
+    """
+
+    takes: Literal["half", "single", "any"] = "any"
+    gives: Literal["half", "single", "same", "free"] = "same"
 
 
 @dataclass(frozen=True)
@@ -194,6 +206,7 @@ class Target:
     takes_units: bool = False  # a layer between quantizers is taken as one, or left as a whole
     unsigned: bool = False  # activations stay unsigned where a recipe makes them symmetric
     supports: dict[str, tuple[Support, ...]] = field(default_factory=dict)  # none known: any
+    precision: dict[str, tuple[Precision, ...]] = field(default_factory=dict)  # one per operator
     integer_operators: tuple[str, ...] = ()  # those that `fuse-integer` may write
     dense_channels: int = 1  # input channels that QLinearConv takes at once
     depthwise_channels: int = 1  # the same of a depthwise one
@@ -315,6 +328,7 @@ def _parse(name: str, text: str) -> Target:
     data = toml.parse(text, where)
     ops = _by_operator(OpRule, data, "rule", where)
     supports = _by_operator(Support, data, "supports", where)
+    precision = _by_operator(Precision, data, "precision", where)
     inherited: dict[str, Any] = {"name": name, "providers": (), "opset": 13, "ops": {}}
     if "base" in data:
         base_name = toml.coerce(data.pop("base"), str, f"{where}: base")
@@ -332,6 +346,7 @@ def _parse(name: str, text: str) -> Target:
             "whole",
             "unsigned",
             "supports",
+            "precision",
             "integer_operators",
             "dense_channels",
             "depthwise_channels",
@@ -358,12 +373,13 @@ def _parse(name: str, text: str) -> Target:
     }
     own = toml.fill(
         Target,
-        {k: v for k, v in data.items() if k not in ("rule", "ops", "supports")},
+        {k: v for k, v in data.items() if k not in ("rule", "ops", "supports", "precision")},
         f"{where}: ",
     )
     # A target's own rules come first; what it does not mention is its base's.
     own["ops"] = ops
     own["supports"] = supports or inherited.get("supports", {})  # one provider's list, as a whole
+    own["precision"] = precision or inherited.get("precision", {})
     for key in ("ops", "left_float", "float32", "session", "provider_options"):
         own[key] = inherited.get(key, {}) | own.get(key, {})
     target: Target = _made(Target, inherited | own, where)

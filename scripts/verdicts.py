@@ -14,19 +14,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
+from matrix import foretells, happened, matrix
 from rich.console import Console
 from rich.table import Table
 
 import onnxq
 from onnxq import graph as g
 from onnxq.devices import Job, Place, ask
-from onnxq.devices.happened import CPU, compare
+from onnxq.devices.happened import compare
 from onnxq.devices.verdicts import CheckReport, judge
 from onnxq.errors import OnnxqError
 from onnxq.recipe import preset_names
 from onnxq.target import Target, load_target
 
-TARGETS = {"cpu": "cpu", "openvino": "openvino", "qnn": "qnn-htp"}
+TARGETS = {
+    "cpu": "cpu", "openvino": "openvino", "qnn": "qnn-htp", "web": "web-wasm", "arm64": "cpu-arm64",
+}  # fmt: skip
 SIZES = {  # of open dimensions, by model; 1 where nothing is said
     "all-MiniLM-L6-v2": {"sequence": 32},
     "stories260K": {"seq": 32},
@@ -51,7 +54,15 @@ def fix_shapes(path: Path, to: Path) -> None:
     onnx.save(model, to)
 
 
-def every_model(shared: Path, folder: Path, wanted: list[str]) -> Iterator[Path]:
+def place_of(text: str) -> tuple[str, tuple[Place, Target]]:
+    """`EP@PYTHON`, by its name in scripts/providers: cpu@.providers/web/python is `web`."""
+    provider, _, command = text.partition("@")
+    label = Path(command).parent.name if command else provider
+    target = load_target(TARGETS.get(label) or TARGETS[provider])
+    return label, (Place.parse(text, target.provider_options), target)
+
+
+def every_model(shared: Path, folder: Path, wanted: list[str], make: bool) -> Iterator[Path]:
     """Each model as it is and of every preset, with fixed shapes; made where they are missing."""
     for path in sorted((shared / "models").glob("*.onnx")):
         if wanted and path.stem not in wanted:
@@ -62,6 +73,8 @@ def every_model(shared: Path, folder: Path, wanted: list[str]) -> Iterator[Path]
         yield fixed
         for preset in preset_names():
             made = folder / f"{path.stem}.{preset}.onnx"
+            if not made.exists() and not make:
+                continue
             if not made.exists():
                 try:
                     onnxq.quantize(fixed, preset, output=made, check=False)
@@ -71,8 +84,8 @@ def every_model(shared: Path, folder: Path, wanted: list[str]) -> Iterator[Path]
             yield made
 
 
-def generated(folder: Path, count: int) -> Iterator[Path]:
-    """Random graphs, float and by the presets in turn; the same ones every time."""
+def generated(folder: Path, count: int, chosen: int) -> Iterator[Path]:
+    """Random graphs, float and by the presets in turn; the same ones for the same seed."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from graphs import pipeline
     from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -80,7 +93,7 @@ def generated(folder: Path, count: int) -> Iterator[Path]:
 
     cases: list[Case] = []
 
-    @seed(0)
+    @seed(chosen)
     @settings(
         max_examples=count, database=None, phases=[Phase.generate], deadline=None,
         suppress_health_check=list(HealthCheck),
@@ -93,7 +106,7 @@ def generated(folder: Path, count: int) -> Iterator[Path]:
     ways = ["float", *preset_names()]
     for number, case in enumerate(cases):
         way = ways[number % len(ways)]
-        path = folder / f"generated-{number:03}.{way}.onnx"
+        path = folder / f"generated-{chosen}-{number:03}.{way}.onnx"
         if not path.exists():
             try:
                 model = case.model
@@ -133,23 +146,12 @@ class Tally:
                 self.wrong[f"{verdict.op}: {verdict.kind}, {verdict.happened}"] += 1
 
 
-def foretells(report: CheckReport) -> str:
-    return "loads not" if not report.runs else "whole" if report.whole else "in part"
-
-
-def happened(report: CheckReport) -> str:
-    if report.error:
-        return "loads not"
-    elsewhere = any(verdict.happened == "cpu" for verdict in report.verdicts)
-    return "in part" if elsewhere and report.provider != CPU else "whole"
-
-
 def ask_of(place: Place, target: Target, paths: list[Path]) -> Iterator[CheckReport]:
     for start in range(0, len(paths), AT_ONCE):
         part = paths[start : start + AT_ONCE]
         graphs = [g.load(path) for path in part]
         jobs = [
-            Job(g.to_proto(graph), threads=1, optimized=place.provider == CPU) for graph in graphs
+            Job(g.to_proto(graph), threads=1, optimized=place.name == "cpu") for graph in graphs
         ]
         for path, graph, answer in zip(part, graphs, ask(place, jobs, patience=120), strict=True):
             found = judge(graph, target)
@@ -163,17 +165,26 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--ep", action="append", default=[], metavar="EP[@PYTHON]")
     parser.add_argument("--keep", type=Path, required=True, help="where models are made, or are")
+    parser.add_argument("--no-make", action="store_true", help="only models that are there")
     parser.add_argument("--model", action="append", default=[], dest="models")
-    parser.add_argument("--graphs", type=int, default=300)
+    parser.add_argument("--graphs", type=int, default=300, help="how many to generate")
+    parser.add_argument("--seed", type=int, default=0, help="of the generated graphs")
+    parser.add_argument("--json", type=Path, help="run all, without graphs, and add lines to this")
+    parser.add_argument("--samples", type=Path, help="a folder of MODEL.npz, for --json")
     options = parser.parse_args(arguments)
     options.keep.mkdir(parents=True, exist_ok=True)
-    paths = [*every_model(options.shared, options.keep, options.models)]
-    paths += generated(options.keep, options.graphs)
+    places = dict(place_of(text) for text in options.ep or ["cpu"])
+    paths = [*every_model(options.shared, options.keep, options.models, not options.no_make)]
+    if options.json:
+        for line in matrix(paths, places, options.samples, options.json):
+            wrong = "" if line.said == line.happened else f", and {line.said} was said"
+            console.print(f"{line.model} {line.preset} {line.place}: {line.happened}{wrong}")
+        return
+    paths += generated(options.keep, options.graphs, options.seed)
     table = Table("provider", "models", "verdict right", "nodes", "verdict right", "unforeseen")
-    for text in options.ep or ["cpu"]:
-        target = load_target(TARGETS[text.partition("@")[0]])
-        place, tally = Place.parse(text, target.provider_options), Tally()
-        console.print(f"{place.name}:")
+    for label, (place, target) in places.items():
+        tally = Tally()
+        console.print(f"{label}:")
         for report in ask_of(place, target, paths):
             tally.add(report)
         for what, times in tally.wrong.most_common(40):
@@ -181,7 +192,7 @@ def main(arguments: list[str]) -> None:
         if tally.unforeseen:
             console.print(f"  did not load, unforeseen: {', '.join(tally.unforeseen)}")
         table.add_row(
-            place.name, str(tally.models), f"{tally.models_right / max(tally.models, 1):.4f}",
+            label, str(tally.models), f"{tally.models_right / max(tally.models, 1):.4f}",
             str(tally.nodes), f"{tally.right / max(tally.nodes, 1):.4f}",
             str(len(tally.unforeseen)),
         )  # fmt: skip

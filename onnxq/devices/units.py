@@ -193,6 +193,8 @@ def give_types(graph: Graph) -> None:
         kind = np.float32 if node.op in _TO_FLOAT else node.inputs[0].dtype if node.inputs else None
         if codes is not None and node.op.startswith("QLinear"):
             kind = codes
+        if node.op == "GatherBlockQuantized":
+            kind = node.inputs[2].dtype  # of the scales
         for tensor in node.outputs:
             if tensor.dtype is None:
                 tensor.dtype = kind

@@ -10,6 +10,8 @@ from typing import Literal
 
 from onnxq import graph as g
 from onnxq.devices import units
+from onnxq.devices.precision import clashes
+from onnxq.devices.rows import has_whole_blocks, is_depthwise, is_plain, plain_value, takes
 from onnxq.devices.units import Unit
 from onnxq.graph import Graph, Node
 from onnxq.target import Support, Target, load_target
@@ -93,7 +95,7 @@ class _Judge:
         self.alone = target.providers[:1] in ((), ("CPUExecutionProvider",))
         rows = [row for rows in target.supports.values() for row in rows]
         self.lists_codes = any(row.codes for row in rows)
-        self.lists_types = any(_is_plain(row) and not row.fails for row in rows)
+        self.lists_types = any(is_plain(row) and not row.fails for row in rows)
         self.cpu = target if self.alone else load_target("cpu")
         self.of_unit: dict[str, Verdict] = {}  # of the quantizers around a layer, by node name
 
@@ -109,7 +111,24 @@ class _Judge:
             verdict = found.get(id(node)) or self._quantizer(node)
             if barred and verdict.kind in HERE:
                 verdict.kind, verdict.reason, verdict.fix = self._elsewhere(node, *barred)
-            yield verdict
+            found[id(node)] = verdict
+        for node in g.walk(self.graph):  # control flow goes where its bodies can
+            inner = [found[id(inside)].kind for body in g.bodies(node) for inside in body.nodes]
+            if "falls back" in inner:
+                whole = found[id(node)]
+                whole.kind, whole.reason = "falls back", "some of its bodies' nodes do"
+        self._clash([found[id(node)] for node in g.walk(self.graph)])
+        yield from (found[id(node)] for node in g.walk(self.graph))
+
+    def _clash(self, verdicts: list[Verdict]) -> None:
+        """What the provider takes, and cannot join in one precision."""
+        there = {v.node for v in verdicts if v.kind in ("runs", "not fused")}
+        rows = {op: rows[0] for op, rows in self.target.precision.items()}
+        reasons = clashes(self.graph, there, rows)
+        for verdict in verdicts:
+            if verdict.node in reasons:
+                verdict.kind, verdict.fix = "will not run", _QUANTIZE
+                verdict.reason = reasons[verdict.node]
 
     def _dynamic_input(self) -> tuple[str, str] | None:
         """Why nothing runs on a provider that wants fixed shapes, and the fix."""
@@ -157,7 +176,8 @@ class _Judge:
         complete = bool(around.activation and around.result) and not around.reads_float
         plain = self._plain(rows, node)
         if plain is not None and not (self.target.takes_units and complete):
-            if plain.fails:
+            read = any(t.outputs or g.is_output(body, t) for t in node.outputs)
+            if plain.fails and (read or node.op in _LAID_OUT):
                 made.kind, made.reason, made.fix = "will not run", plain.fails, _OTHER
                 return made
             made.kind = "integer" if units.reads_codes(node) else "runs"
@@ -212,7 +232,9 @@ class _Judge:
             return False
         if row.per_tensor and self.shapes.get(node.inputs[1].name):
             return False
-        if row.whole_blocks and not _has_whole_blocks(node, shape):
+        if row.depthwise and not is_depthwise(node, self.shapes.get(node.inputs[1].name)):
+            return False
+        if row.whole_blocks and not has_whole_blocks(node, shape):
             return False
         if any(
             index < len(node.inputs)
@@ -221,8 +243,8 @@ class _Judge:
             for index in row.constant
         ):
             return False
-        return all(
-            key not in node.attrs or _plain_value(node.attrs[key]) in allowed
+        return all(  # what an attribute is by default, runs
+            plain_value(node.attrs[key]) in allowed if key in node.attrs else not row.fails
             for key, allowed in row.attributes.items()
         )
 
@@ -232,13 +254,13 @@ class _Judge:
     def _plain(self, rows: list[Support], node: Node) -> Support | None:
         """The row by which a node runs as it stands; of a target that lists none, any node does."""
         kind = units.data_type(node)
-        found = next((r for r in rows if _is_plain(r) and (not kind or kind in r.types)), None)
+        found = next((r for r in rows if is_plain(r) and (not kind or kind in r.types)), None)
         if found is None and not self.lists_types:
             return Support(source="the target does not list what it runs")
         return found
 
     def _in_integers(self, rows: list[Support], node: Node, around: Unit) -> bool:
-        if any(_takes(row, around, units.data_type(node)) for row in rows):
+        if any(takes(row, around, units.data_type(node)) for row in rows):
             return True
         listed = self.lists_codes and not self.target.takes_units  # the CPU's rules have others too
         return not listed and self._has_rule(node, around)
@@ -291,36 +313,7 @@ class _Judge:
         return "falls back", reason, fix
 
 
+_LAID_OUT = ("Conv", "MaxPool")  # anew by the runtime, before it drops what nobody reads
+_QUANTIZE = "quantize it, and what is before it, to codes; or take another target"
 _OTHER = "replace it by operators that the target has, or take another target"
 _REPLACE = "the CPU runs it, at the price of a copy each way; replace it by operators it has"
-
-
-def _takes(row: Support, around: Unit, kind: str) -> bool:
-    """Whether a kernel on codes takes what stands around a node."""
-    if row.codes:
-        if around.activation not in row.codes or around.reads_float:
-            return False
-    elif not row.weights or around.activation or kind not in row.types:
-        return False
-    if around.weight and around.weight not in (row.weights or row.codes):
-        return False
-    if row.output == "float":
-        return True
-    return row.output == "any" or around.result == around.activation
-
-
-def _is_plain(row: Support) -> bool:
-    """Whether a row is of operators as they stand."""
-    return bool(row.types) and not row.weights
-
-
-def _has_whole_blocks(node: Node, shape: tuple[int | str | None, ...] | None) -> bool:
-    block = node.attrs.get("block_size", 0)
-    if not block or shape is None:
-        return True
-    size = shape[node.attrs.get("axis", 1)]
-    return not isinstance(size, int) or size % block == 0
-
-
-def _plain_value(value: object) -> object:
-    return [*value] if isinstance(value, tuple) else value
