@@ -12,6 +12,7 @@ import onnx
 import pytest
 from places import PROVIDERS, place
 
+from onnxq import quantize
 from onnxq.devices import Job, Place, ask
 from onnxq.errors import OnnxqError
 
@@ -141,3 +142,19 @@ def test_rivals_are_timed_in_turns_with_a_model() -> None:
     assert len(answer.latencies_ms) >= 5
     assert [len(times) for times in answer.rivals_ms] == [len(answer.latencies_ms)]
     assert answer.machine == platform.machine()
+
+
+@pytest.mark.parametrize("name", ["web", "arm64"])
+def test_integers_alone_are_the_same_bits_everywhere(name: str, tmp_path: Path) -> None:
+    models = Path(__file__).parents[1] / "models"
+    quantize(
+        models / "digits_cnn.onnx", "integer-only", samples=models / "digits_cnn.calib.npz",
+        output=tmp_path / "q.onnx", check=False,
+    )  # fmt: skip
+    with np.load(models / "digits_cnn.test.npz") as arrays:
+        feed = {"image": arrays["image"][:8]}
+    job = Job(tmp_path / "q.onnx", [feed])
+    here, there = (
+        ask(at, [job])[0].outputs[0]["logits"] for at in (Place.parse("cpu"), place(name))
+    )
+    np.testing.assert_array_equal(here, there)
