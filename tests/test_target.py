@@ -41,7 +41,7 @@ CPUS = [name for name in target_names() if name.startswith("cpu")]
 def test_every_shipped_target_loads_and_says_where_its_rules_come_from(name: str) -> None:
     target = load_target(name)
     assert target.name == name
-    assert len(target.providers) == 1
+    assert target.providers  # the first runs it, the others what it leaves
     assert target.summary
     for op in ("Conv", "Gemm", "MatMul", "Gather", "Add", "MaxPool"):
         for rule in target.ops.get(op, ()):
