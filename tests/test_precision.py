@@ -19,7 +19,7 @@ def refused(*ops: str) -> list[str]:
     lines = [
         f"{names[k + 1]} = {op}({names[k]}{second.get(op, '')})" for k, op in enumerate(ops)
     ]  # fmt: skip
-    text = f"(float[1, 4, 6, 6] x) => (float[1, 4, 6, 6] y) {{ {'; '.join(lines)} }}"
+    text = f"(float[1, 4, 6, 6] x) => (float[1, 4, 6, 6] y) {{ {' '.join(lines)} }}"
     graph = g.load(model(text, c=normal(1, 6), w=normal(6, 6)))
     return [verdict.op for verdict in judge(graph, NPU) if verdict.kind == "will not run"]
 
