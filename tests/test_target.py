@@ -5,12 +5,14 @@ import onnx_graphsurgeon as gs
 import pytest
 from awkward import depthwise, matmul, residual
 
+from onnxq import check, quantize
 from onnxq import graph as g
 from onnxq import target as targets
 from onnxq.errors import OnnxqError
 from onnxq.qtype import QType
 from onnxq.target import Format, detect, load_target, target_names, target_text
 
+DIGITS = Path(__file__).parents[1] / "models/digits_cnn.onnx"
 MINE = """
 summary = "mine"
 providers = ["CPUExecutionProvider"]
@@ -227,3 +229,16 @@ def test_what_is_no_format_is_refused_with_an_example(text: str) -> None:
 def test_a_format_knows_the_opset_that_can_say_it() -> None:
     least = {"w8a8": 1, "w8a4": 1, "float": 1, "w4a8": 21, "w8a16": 21, "w4": 21, "w2a8": 25}
     assert {text: Format.parse(text).opset for text in least} == least
+
+
+def test_a_form_that_a_target_lacks_is_not_its_base_s_and_check_warns_of_such_a_model(
+    tmp_path: Path,
+) -> None:
+    openvino = load_target("openvino")
+    forms = {rule.form for rules in openvino.ops.values() for rule in rules}
+    assert forms == {"static", "dynamic", "weights"}
+    quantize(DIGITS, "integer-only", output=tmp_path / "integers.onnx", check=False)
+    (warning,) = check(tmp_path / "integers.onnx", target="openvino").warnings
+    assert "64 bits" in warning
+    with pytest.raises(OnnxqError, match=r"has no rules for w8a8 \(integer\).*64 bits"):
+        quantize(DIGITS, "integer-only", target="openvino", output=tmp_path / "none.onnx")
