@@ -58,7 +58,7 @@ def _show_run(found: CheckReport, console: Console) -> None:
     for verdict in found.verdicts:
         if verdict.agrees is False:
             console.print(
-                f"[bold]{verdict.node}[/bold] ({verdict.op}): {verdict.kind} was said, "
+                f"{verdict.node} ({verdict.op}): {verdict.kind} was said, "
                 f"{verdict.happened} is what happened",
                 soft_wrap=True,
             )

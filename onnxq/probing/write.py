@@ -9,10 +9,10 @@ from typing import Any
 from onnxq import toml
 from onnxq.devices.single import Verdict
 from onnxq.qtype import QType
-from onnxq.target import OpRule, Support, Target
+from onnxq.target import OpRule, Precision, Support, Target
 
-_TABLES = ("ops", "supports", "name")
-_DICTS = ("left_float", "session", "provider_options", "float32")
+_TABLES = {"rule": "ops", "supports": "supports", "precision": "precision"}  # key → field
+_DICTS = ("left_float", "lacks", "session", "provider_options", "float32")
 
 
 def target_toml(target: Target, notes: Sequence[str] = ()) -> str:
@@ -21,12 +21,12 @@ def target_toml(target: Target, notes: Sequence[str] = ()) -> str:
     rows = [
         f"{f.name} = {_value(value)}"
         for f in fields(Target)
-        if f.name not in (*_TABLES, *_DICTS)
+        if f.name not in ("name", *_TABLES.values(), *_DICTS)
         and (value := getattr(target, f.name)) not in ((), None, False)
     ]
     blocks.append("\n".join(rows))
-    blocks += [_table("rule", ops, rule) for rule, ops in _grouped(target.ops)]
-    blocks += [_table("supports", ops, row) for row, ops in _grouped(target.supports)]
+    for key, held in _TABLES.items():
+        blocks += [_table(key, ops, row) for row, ops in _grouped(getattr(target, held))]
     for key in _DICTS:
         entries: Mapping[str, str] = getattr(target, key)
         if entries:
@@ -51,7 +51,7 @@ def _grouped(ops: Mapping[str, Iterable[Any]]) -> list[tuple[Any, list[str]]]:
     return found
 
 
-def _table(name: str, ops: Sequence[str], row: OpRule | Support) -> str:
+def _table(name: str, ops: Sequence[str], row: OpRule | Support | Precision) -> str:
     lines = [f"[[{name}]]", f"ops = {toml.dump(tuple(ops))}"]
     for f in fields(row):
         value = getattr(row, f.name)

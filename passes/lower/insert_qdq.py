@@ -55,8 +55,9 @@ class InsertQDQ(Pass):
                 for node in body.nodes
                 for inner in g.bodies(node)
                 for reader in g.walk(inner)
+                if reader.op != "QuantizeLinear"
                 for slot, tensor in enumerate(reader.inputs)
-                if id(tensor) in made
+                if id(tensor) in made and slot not in ctx.plan.get(reader.name, NodePlan()).inputs
             )
         g.tidy(graph)
         return changes
@@ -123,6 +124,8 @@ class _Writer:
         while maker is not None and maker.op in MOVERS:
             maker = g.producer(maker.inputs[0])
         if maker is None or maker.op != "DequantizeLinear" or not g.is_constant(maker.inputs[1]):
+            return 0
+        if _is_stored(maker.inputs[0]):
             return 0
         scale = maker.inputs[1]
         steps = np.asarray(g.values(scale)).max()
@@ -273,6 +276,12 @@ class _Writer:
     def _is_dequantized(self, tensor: gs.Tensor) -> bool:
         maker = g.producer(tensor)
         return maker is not None and maker.op == "DequantizeLinear" and g.owns(self.body, maker)
+
+
+def _is_stored(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is a constant, or computed of constants alone."""
+    maker = g.producer(tensor)
+    return g.is_constant(tensor) or (maker is not None and all(map(_is_stored, maker.inputs)))
 
 
 def _is_fused_unasked(node: Node, ctx: Context) -> bool:
