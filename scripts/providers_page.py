@@ -100,8 +100,8 @@ def main(path: str, page: str = str(PAGE)) -> None:
         named(lost),
         f"What runs with a cosine below {CLOSE} to the CPU:",
         named(far),
-        "What `onnxq check` says of each model (whole, in part, or not at all), and had said of each "
-        "node when it was asked, and how often it was right:",
+        "What `onnxq check` says of each model (whole, in part, or not at all), and had said of "
+        "each node when it was asked, and how often it was right:",
         verdicts(rows),
     ]
     text = Path(page).read_text("utf-8")
