@@ -47,7 +47,7 @@ def prove(
     progress("verify", 0, steps)
     _check_model(model, report.model)
     target = result.context.target
-    providers = (tuple(target.providers) if target.is_cpu else ()) or (CPU,)
+    providers = target.stand_in
     config = target.session if target.is_cpu else {**target.session, **EXACT_PRODUCTS}
 
     def session(optimize: bool) -> Session:

@@ -9,11 +9,11 @@ import onnx
 
 from onnxq import graph as g
 from onnxq import ops
-from onnxq.devices.happened import CPU, compare
+from onnxq.devices.happened import compare
 from onnxq.devices.place import Job, Place, ask
 from onnxq.devices.verdicts import CheckReport, judge
 from onnxq.errors import OnnxqError
-from onnxq.target import Target, load_target
+from onnxq.target import CPU, Target, load_target
 
 
 def check(

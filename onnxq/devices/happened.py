@@ -9,8 +9,8 @@ from onnxq.devices import units
 from onnxq.devices.place import Answer, Place
 from onnxq.devices.verdicts import HERE, CheckReport, Verdict
 from onnxq.graph import Graph, Node
+from onnxq.target import CPU
 
-CPU = "CPUExecutionProvider"
 _ABSORBED = ("Add", "Mul", "Cast", "Relu", "Clip")  # what kernels on codes do beside their own
 _COPIED = re.compile(
     r"(_token_\d+|/duplicated\S*|_nhwc|_nchwc)+$"
