@@ -194,9 +194,9 @@ class Result:
 class Pipeline:
     """A list of passes to run in order.
 
-    >>> from onnxq.passes import FoldBatchNorm, Normalize
-    >>> Pipeline([Normalize(), FoldBatchNorm()]).names
-    ['normalize', 'fold-batchnorm']
+        >>> from onnxq.passes import FoldBatchNorm, Normalize
+        >>> Pipeline([Normalize(), FoldBatchNorm()]).names
+        ['normalize', 'fold-batchnorm']
     """
 
     def __init__(self, passes: Sequence[Pass]) -> None:
