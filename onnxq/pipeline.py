@@ -194,6 +194,8 @@ class Result:
 class Pipeline:
     """A list of passes to run in order.
 
+    They have the names that recipes give them:
+
         >>> from onnxq.passes import FoldBatchNorm, Normalize
         >>> Pipeline([Normalize(), FoldBatchNorm()]).names
         ['normalize', 'fold-batchnorm']
