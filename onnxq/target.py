@@ -177,17 +177,6 @@ class Support:
 
 
 @dataclass(frozen=True)
-class Precision:
-    """In which precision a provider computes an operator on float32: what it takes and gives.
-
-    `half` and `single` are fixed; `same` is what the operator gets, `free` may become either.
-    """
-
-    takes: Literal["half", "single", "any"] = "any"
-    gives: Literal["half", "single", "same", "free"] = "same"
-
-
-@dataclass(frozen=True)
 class Target:
     """A device as onnxq sees it."""
 
@@ -206,7 +195,6 @@ class Target:
     takes_units: bool = False  # a layer between quantizers is taken as one, or left as a whole
     unsigned: bool = False  # activations stay unsigned where a recipe makes them symmetric
     supports: dict[str, tuple[Support, ...]] = field(default_factory=dict)  # none known: any
-    precision: dict[str, tuple[Precision, ...]] = field(default_factory=dict)  # one per operator
     integer_operators: tuple[str, ...] = ()  # those that `fuse-integer` may write
     dense_channels: int = 1  # input channels that QLinearConv takes at once
     depthwise_channels: int = 1  # the same of a depthwise one
@@ -328,7 +316,6 @@ def _parse(name: str, text: str) -> Target:
     data = toml.parse(text, where)
     ops = _by_operator(OpRule, data, "rule", where)
     supports = _by_operator(Support, data, "supports", where)
-    precision = _by_operator(Precision, data, "precision", where)
     inherited: dict[str, Any] = {"name": name, "providers": (), "opset": 13, "ops": {}}
     if "base" in data:
         base_name = toml.coerce(data.pop("base"), str, f"{where}: base")
@@ -346,7 +333,6 @@ def _parse(name: str, text: str) -> Target:
             "whole",
             "unsigned",
             "supports",
-            "precision",
             "integer_operators",
             "dense_channels",
             "depthwise_channels",
@@ -373,13 +359,12 @@ def _parse(name: str, text: str) -> Target:
     }
     own = toml.fill(
         Target,
-        {k: v for k, v in data.items() if k not in ("rule", "ops", "supports", "precision")},
+        {k: v for k, v in data.items() if k not in ("rule", "ops", "supports")},
         f"{where}: ",
     )
     # A target's own rules come first; what it does not mention is its base's.
     own["ops"] = ops
     own["supports"] = supports or inherited.get("supports", {})  # one provider's list, as a whole
-    own["precision"] = precision or inherited.get("precision", {})
     for key in ("ops", "left_float", "float32", "session", "provider_options"):
         own[key] = inherited.get(key, {}) | own.get(key, {})
     target: Target = _made(Target, inherited | own, where)

@@ -10,7 +10,6 @@ from typing import Literal
 
 from onnxq import graph as g
 from onnxq.devices import units
-from onnxq.devices.precision import clashes
 from onnxq.devices.rows import has_whole_blocks, is_depthwise, is_plain, plain_value, takes
 from onnxq.devices.units import Unit
 from onnxq.graph import Graph, Node
@@ -117,18 +116,7 @@ class _Judge:
             if "falls back" in inner:
                 whole = found[id(node)]
                 whole.kind, whole.reason = "falls back", "some of its bodies' nodes do"
-        self._clash([found[id(node)] for node in g.walk(self.graph)])
         yield from (found[id(node)] for node in g.walk(self.graph))
-
-    def _clash(self, verdicts: list[Verdict]) -> None:
-        """What the provider takes, and cannot join in one precision."""
-        there = {v.node for v in verdicts if v.kind in ("runs", "not fused")}
-        rows = {op: rows[0] for op, rows in self.target.precision.items()}
-        reasons = clashes(self.graph, there, rows)
-        for verdict in verdicts:
-            if verdict.node in reasons:
-                verdict.kind, verdict.fix = "will not run", _QUANTIZE
-                verdict.reason = reasons[verdict.node]
 
     def _dynamic_input(self) -> tuple[str, str] | None:
         """Why nothing runs on a provider that wants fixed shapes, and the fix."""
@@ -314,6 +302,5 @@ class _Judge:
 
 
 _LAID_OUT = ("Conv", "MaxPool")  # anew by the runtime, before it drops what nobody reads
-_QUANTIZE = "quantize it, and what is before it, to codes; or take another target"
 _OTHER = "replace it by operators that the target has, or take another target"
 _REPLACE = "the CPU runs it, at the price of a copy each way; replace it by operators it has"
