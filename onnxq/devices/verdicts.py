@@ -10,6 +10,7 @@ from typing import Literal
 
 from onnxq import graph as g
 from onnxq.devices import units
+from onnxq.devices.branches import resolved
 from onnxq.devices.rows import has_whole_blocks, is_depthwise, is_plain, plain_value, takes
 from onnxq.devices.units import Unit
 from onnxq.graph import Graph, Node
@@ -81,7 +82,12 @@ def judge(graph: Graph, target: Target, custom_ops: bool = False) -> list[Verdic
 
     `custom_ops` says that a library brings the operators of other domains.
     """
-    return list(_Judge(graph, target, custom_ops).all())
+    loaded = resolved(graph)
+    found = {verdict.node: verdict for verdict in _Judge(loaded, target, custom_ops).all()}
+    gone = "of a branch that is not taken, or computed when the model is loaded"
+    return [
+        found.get(node.name) or Verdict(node.name, node.op, "folded", gone) for node in g.walk(graph)
+    ]
 
 
 class _Judge:
@@ -158,12 +164,13 @@ class _Judge:
             return self._foreign(made, node)
         around = units.unit(body, node, self.fixed, self.own)
         rows = self._rows(node)
-        if around.quantized and self._in_integers(rows, node, around):
+        plain = self._plain(rows, node)
+        barred = self.target.takes_units and (plain is None or bool(plain.fails))
+        if around.quantized and not barred and self._in_integers(rows, node, around):
             made.kind = "integer"
             return self._noted(body, node, around, made)
         complete = bool(around.activation and around.result) and not around.reads_float
-        plain = self._plain(rows, node)
-        if plain is not None and not (self.target.takes_units and complete):
+        if plain is not None and (plain.fails or not (self.target.takes_units and complete)):
             read = any(t.outputs or g.is_output(body, t) for t in node.outputs)
             if plain.fails and (read or node.op in _LAID_OUT):
                 made.kind, made.reason, made.fix = "will not run", plain.fails, _OTHER
