@@ -147,17 +147,19 @@ class OpRule:
 class Support:
     """Operators that a provider runs, and how we know.
 
-    As they stand: `types` are the element types of the data they compute on; `ranks` the least and
-    the most of its dimensions (none: any); `attributes` the values that an attribute may have.
+    As they stand: `types` are the element types of the data they compute on; `ranks` the least of
+    its dimensions and the most of its and the results' (none: any), `operand_ranks` those of what
+    comes second; `attributes` the values that an attribute may have. Where a target `takes_units`,
+    all this bounds what it takes between codes too.
     Between QuantizeLinear and DequantizeLinear, in integers: `codes` are the element types of what
     they read, `weights` those of their constants (none: those of `codes`; `["none"]`: it takes no
     constants); with `types` instead of `codes`, only constants are codes. `output` says what such
     a kernel hands on: codes, float, or either.
-    `constant` are the inputs that have to be constants, `among` is how many nodes a model has at
-    least of which the provider takes any. `whole_blocks` wants axes that are multiples of the block
-    whose elements share a scale, `per_tensor` one scale alone, `depthwise` a Conv of one channel
-    each, `after` one of these operators before it. `fails` says what becomes of a model that has
-    such a node: the provider takes it, and then does not load.
+    `among` is how many nodes a model has at least of which the provider takes any. `whole_blocks`
+    wants axes that are multiples of the block whose elements share a scale, `depthwise` a Conv of
+    one channel each, `after` one of these operators before it, outside of a layer between codes.
+    `fails` says what becomes of a model that has such a node: the provider takes it, and then does
+    not load.
     """
 
     source: str
@@ -167,10 +169,9 @@ class Support:
     output: Literal["quantized", "float", "any"] = "quantized"
     ranks: tuple[int, ...] = ()
     attributes: dict[str, list[Any]] = field(default_factory=dict)
-    constant: tuple[int, ...] = ()
     among: int = 1
     whole_blocks: bool = False
-    per_tensor: bool = False
+    operand_ranks: tuple[int, ...] = ()
     depthwise: bool = False
     after: tuple[str, ...] = ()
     fails: str = ""

@@ -18,7 +18,8 @@ from onnxq import graph as g
 from onnxq.cli import app
 from onnxq.devices import Answer, Place, units
 from onnxq.devices.happened import compare
-from onnxq.devices.verdicts import CheckReport, judge
+from onnxq.devices.judge import judge
+from onnxq.devices.verdicts import CheckReport
 from onnxq.errors import OnnxqError
 from onnxq.target import Support, Target, load_target
 

@@ -10,8 +10,9 @@ import onnx
 from onnxq import graph as g
 from onnxq import ops
 from onnxq.devices.happened import compare
+from onnxq.devices.judge import judge
 from onnxq.devices.place import Job, Place, ask
-from onnxq.devices.verdicts import CheckReport, judge
+from onnxq.devices.verdicts import CheckReport
 from onnxq.errors import OnnxqError
 from onnxq.target import CPU, Target, load_target
 
