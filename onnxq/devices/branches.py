@@ -24,11 +24,11 @@ Shapes = dict[str, tuple[int | str | None, ...]]
 
 
 def resolved(graph: Graph) -> Graph:
-    """A copy with the branches that will be taken in place of their Ifs; the graph itself if there
-    are none."""
-    if not any(node.op == "If" for node in graph.nodes):
+    """A copy with the branches that will be taken in place of their Ifs, and what is small and known
+    as constants; the graph itself where there is neither If nor Constant."""
+    if not any(node.op in ("If", "Constant") for node in graph.nodes):
         return graph
-    made, took = g.copy(graph), False
+    made = g.copy(graph)
     while True:
         _fold(made)
         decided = [node for node in made.nodes if node.op == "If" and _is_known(node.inputs[0])]
@@ -36,12 +36,14 @@ def resolved(graph: Graph) -> Graph:
             condition = bool(np.all(g.values(node.inputs[0])))
             _take(made, node, node.attrs["then_branch" if condition else "else_branch"])
         if not decided:
-            return made if took else graph
-        took = True
+            return made
 
 
 def _fold(graph: Graph) -> None:
     """Make constants of what can be computed from small ones and from shapes."""
+    for tensor in g.tensors(graph).values():  # sizes that had but names may be known by now
+        if tensor.inputs and any(not isinstance(size, int) for size in tensor.shape or ()):
+            tensor.shape = None
     shapes = g.shapes(graph)
     protos = {node.name: node for node in g.to_proto_without_weights(graph)[0].graph.node}
     left = []
@@ -89,7 +91,8 @@ def _run(node: onnx.NodeProto, inputs: list[NDArray[Any]], opset: int) -> list[N
 
 
 def _is_known(tensor: gs.Tensor) -> bool:
-    return g.is_constant(tensor) and int(np.prod(tensor.shape)) <= _SMALL
+    kind = g.dtype(tensor) if g.is_constant(tensor) else None
+    return kind is not None and kind.kind in "fiub" and int(np.prod(tensor.shape)) <= _SMALL
 
 
 def _take(graph: Graph, node: Node, body: Graph) -> None:
