@@ -200,6 +200,7 @@ class Target:
     dense_channels: int = 1  # input channels that QLinearConv takes at once
     depthwise_channels: int = 1  # the same of a depthwise one
     float32: dict[str, str] = field(default_factory=dict)  # operators to keep, and why
+    slow: dict[str, str] = field(default_factory=dict)  # operators that float ones outrun; the fix
     float16_operators: tuple[str, ...] = ()  # the provider's own, wherever they take float32
     machines: tuple[str, ...] = ()  # as `uname -m` names them; none: any
 
@@ -338,6 +339,7 @@ def _parse(name: str, text: str) -> Target:
             "dense_channels",
             "depthwise_channels",
             "float32",
+            "slow",
             "float16_operators",
             "machines",
         )
@@ -366,7 +368,7 @@ def _parse(name: str, text: str) -> Target:
     # A target's own rules come first; what it does not mention is its base's.
     own["ops"] = ops
     own["supports"] = supports or inherited.get("supports", {})  # one provider's list, as a whole
-    for key in ("ops", "left_float", "float32", "session", "provider_options"):
+    for key in ("ops", "left_float", "float32", "slow", "session", "provider_options"):
         own[key] = inherited.get(key, {}) | own.get(key, {})
     target: Target = _made(Target, inherited | own, where)
     if not 1 <= target.opset <= onnx.defs.onnx_opset_version():

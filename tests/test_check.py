@@ -272,6 +272,15 @@ def test_codes_are_read_through_what_quantizers_are_moved_past() -> None:
     assert (around.activation, around.weight, around.result) == ("uint8", "int8", "uint8")
 
 
+def test_what_float_outruns_is_warned_of(tmp_path: Path) -> None:
+    path = save(ZOO["gemm"]().model, tmp_path)
+    quick = onnxq.check(path, target="web-wasm").warnings
+    slow = replace(load_target("web-wasm"), slow={"Gemm": "take another preset"})
+    found = onnxq.check(path, target=slow).warnings
+    assert [*found] == [*quick, "Gemm is slow on web-wasm: take another preset"]
+    assert "int8-weights" in load_target("web-wasm").slow["MatMulNBits"]
+
+
 # ── the command ──────────────────────────────────────────────────────────────────────────────────
 
 

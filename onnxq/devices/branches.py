@@ -24,8 +24,8 @@ Shapes = dict[str, tuple[int | str | None, ...]]
 
 
 def resolved(graph: Graph) -> Graph:
-    """A copy with the branches that will be taken in place of their Ifs, and what is small and known
-    as constants; the graph itself where there is neither If nor Constant."""
+    """A copy with the branches that will be taken in place of their Ifs, and small tensors that are
+    known as constants; the graph itself where there is neither If nor Constant."""
     if not any(node.op in ("If", "Constant") for node in graph.nodes):
         return graph
     made = g.copy(graph)

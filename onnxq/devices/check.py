@@ -44,6 +44,11 @@ def check(
             f"this model of integers alone says something else on {device.name}: "
             f"{device.lacks['integer']}; quantize with another preset"
         )
+    report.warnings += [
+        f"{op} is slow on {device.name}: {reason}"
+        for op, reason in device.slow.items()
+        if any(verdict.op == op for verdict in found)
+    ]
     if place is None:
         return report
     progress(f"ask {place.name}", 0, 1)

@@ -12,7 +12,7 @@ from onnxq.qtype import QType
 from onnxq.target import OpRule, Support, Target
 
 _TABLES = {"rule": "ops", "supports": "supports"}  # key → field
-_DICTS = ("left_float", "lacks", "session", "provider_options", "float32")
+_DICTS = ("left_float", "lacks", "session", "provider_options", "float32", "slow")
 
 
 def target_toml(target: Target, notes: Sequence[str] = ()) -> str:
