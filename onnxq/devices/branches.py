@@ -68,15 +68,16 @@ def _computed(
     if any(g.is_output(graph, tensor) for tensor in node.outputs):
         return []
     if node.op in ("Shape", "Size"):
-        shape = shapes.get(node.inputs[0].name, (None,))
-        if any(not isinstance(size, int) for size in shape):
+        shape = shapes.get(node.inputs[0].name)
+        sizes = [size for size in shape or () if isinstance(size, int)]
+        if shape is None or len(sizes) < len(shape):
             return []
-        known = np.empty(shape, np.bool_)  # of no element of which anything is read
+        known = np.empty(sizes, np.bool_)  # of no element of which anything is read
         return _run(protos[node.name], [known], graph.opset)
     if not all(_is_known(tensor) for tensor in node.inputs if tensor.name):
         return []
-    sizes = [shapes.get(tensor.name, ()) for tensor in node.outputs]
-    if any(isinstance(size, int) and size > _SMALL for shape in sizes for size in shape):
+    made = [shapes.get(tensor.name, ()) for tensor in node.outputs]
+    if any(isinstance(size, int) and size > _SMALL for shape in made for size in shape):
         return []
     return _run(protos[node.name], [g.values(t) for t in node.inputs if t.name], graph.opset)
 
