@@ -147,17 +147,19 @@ class OpRule:
 class Support:
     """Operators that a provider runs, and how we know.
 
-    As they stand: `types` are the element types of the data they compute on; `ranks` the least and
-    the most of its dimensions (none: any); `attributes` the values that an attribute may have.
+    As they stand: `types` are the element types of the data they compute on; `ranks` the least of
+    its dimensions and the most of its and the results' (none: any), `operand_ranks` those of what
+    comes second; `attributes` the values that an attribute may have. Where a target `takes_units`,
+    all this bounds what it takes between codes too.
     Between QuantizeLinear and DequantizeLinear, in integers: `codes` are the element types of what
     they read, `weights` those of their constants (none: those of `codes`; `["none"]`: it takes no
     constants); with `types` instead of `codes`, only constants are codes. `output` says what such
     a kernel hands on: codes, float, or either.
-    `constant` are the inputs that have to be constants, `among` is how many nodes a model has at
-    least of which the provider takes any. `whole_blocks` wants axes that are multiples of the block
-    whose elements share a scale, `per_tensor` one scale alone, `depthwise` a Conv of one channel
-    each, `after` one of these operators before it. `fails` says what becomes of a model that has
-    such a node: the provider takes it, and then does not load.
+    `among` is how many nodes a model has at least of which the provider takes any. `whole_blocks`
+    wants axes that are multiples of the block whose elements share a scale, `depthwise` a Conv of
+    one channel each, `after` one of these operators before it, outside of a layer between codes.
+    `fails` says what becomes of a model that has such a node: the provider takes it, and then does
+    not load.
     """
 
     source: str
@@ -167,24 +169,12 @@ class Support:
     output: Literal["quantized", "float", "any"] = "quantized"
     ranks: tuple[int, ...] = ()
     attributes: dict[str, list[Any]] = field(default_factory=dict)
-    constant: tuple[int, ...] = ()
     among: int = 1
     whole_blocks: bool = False
-    per_tensor: bool = False
+    operand_ranks: tuple[int, ...] = ()
     depthwise: bool = False
     after: tuple[str, ...] = ()
     fails: str = ""
-
-
-@dataclass(frozen=True)
-class Precision:
-    """In which precision a provider computes an operator on float32: what it takes and gives.
-
-    `half` and `single` are fixed; `same` is what the operator gets, `free` may become either.
-    """
-
-    takes: Literal["half", "single", "any"] = "any"
-    gives: Literal["half", "single", "same", "free"] = "same"
 
 
 @dataclass(frozen=True)
@@ -206,11 +196,11 @@ class Target:
     takes_units: bool = False  # a layer between quantizers is taken as one, or left as a whole
     unsigned: bool = False  # activations stay unsigned where a recipe makes them symmetric
     supports: dict[str, tuple[Support, ...]] = field(default_factory=dict)  # none known: any
-    precision: dict[str, tuple[Precision, ...]] = field(default_factory=dict)  # one per operator
     integer_operators: tuple[str, ...] = ()  # those that `fuse-integer` may write
     dense_channels: int = 1  # input channels that QLinearConv takes at once
     depthwise_channels: int = 1  # the same of a depthwise one
     float32: dict[str, str] = field(default_factory=dict)  # operators to keep, and why
+    slow: dict[str, str] = field(default_factory=dict)  # operators that float ones outrun; the fix
     float16_operators: tuple[str, ...] = ()  # the provider's own, wherever they take float32
     machines: tuple[str, ...] = ()  # as `uname -m` names them; none: any
 
@@ -328,7 +318,6 @@ def _parse(name: str, text: str) -> Target:
     data = toml.parse(text, where)
     ops = _by_operator(OpRule, data, "rule", where)
     supports = _by_operator(Support, data, "supports", where)
-    precision = _by_operator(Precision, data, "precision", where)
     inherited: dict[str, Any] = {"name": name, "providers": (), "opset": 13, "ops": {}}
     if "base" in data:
         base_name = toml.coerce(data.pop("base"), str, f"{where}: base")
@@ -346,11 +335,11 @@ def _parse(name: str, text: str) -> Target:
             "whole",
             "unsigned",
             "supports",
-            "precision",
             "integer_operators",
             "dense_channels",
             "depthwise_channels",
             "float32",
+            "slow",
             "float16_operators",
             "machines",
         )
@@ -373,14 +362,13 @@ def _parse(name: str, text: str) -> Target:
     }
     own = toml.fill(
         Target,
-        {k: v for k, v in data.items() if k not in ("rule", "ops", "supports", "precision")},
+        {k: v for k, v in data.items() if k not in ("rule", "ops", "supports")},
         f"{where}: ",
     )
     # A target's own rules come first; what it does not mention is its base's.
     own["ops"] = ops
     own["supports"] = supports or inherited.get("supports", {})  # one provider's list, as a whole
-    own["precision"] = precision or inherited.get("precision", {})
-    for key in ("ops", "left_float", "float32", "session", "provider_options"):
+    for key in ("ops", "left_float", "float32", "slow", "session", "provider_options"):
         own[key] = inherited.get(key, {}) | own.get(key, {})
     target: Target = _made(Target, inherited | own, where)
     if not 1 <= target.opset <= onnx.defs.onnx_opset_version():

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from onnxq import graph as g
 from onnxq.devices import Answer, Job, Place, ask
 from onnxq.devices.happened import compare
-from onnxq.devices.verdicts import CheckReport, judge
+from onnxq.devices.judge import judge
+from onnxq.devices.verdicts import CheckReport
 from onnxq.errors import OnnxqError
 from onnxq.synthesize import synthesize
 from onnxq.target import Target
@@ -130,7 +131,7 @@ def _line(path: Path, label: str, place: Place, target: Target, answer: Answer) 
     report = CheckReport(str(path), target.name, place.provider, judge(graph, target))
     compare(report, graph, place, answer)
     whys = [v for v in report.verdicts if v.kind in ("falls back", "will not run")]
-    elsewhere = sum(v.happened == "cpu" for v in report.verdicts) if answer.placement else None
+    elsewhere = report.elsewhere if answer.placement else None
     return Line(
         *_split(path), label, target.name, report.ran_on, foretells(report), happened(report),
         report.error, len(report.verdicts), elsewhere, report.agreement,
@@ -145,8 +146,7 @@ def foretells(report: CheckReport) -> str:
 def happened(report: CheckReport) -> str:
     if report.error:
         return "does not run"
-    elsewhere = any(verdict.happened == "cpu" for verdict in report.verdicts)
-    return "in part" if elsewhere and report.provider != "CPUExecutionProvider" else "whole"
+    return "in part" if report.elsewhere else "whole"
 
 
 def distance(expected: Answer, answer: Answer) -> tuple[float | None, float | None]:

@@ -22,7 +22,8 @@ import onnxq
 from onnxq import graph as g
 from onnxq.devices import Job, Place, ask
 from onnxq.devices.happened import compare
-from onnxq.devices.verdicts import CheckReport, judge
+from onnxq.devices.judge import judge
+from onnxq.devices.verdicts import CheckReport
 from onnxq.errors import OnnxqError
 from onnxq.recipe import preset_names
 from onnxq.target import Target, load_target

@@ -18,7 +18,8 @@ from onnxq import graph as g
 from onnxq.cli import app
 from onnxq.devices import Answer, Place, units
 from onnxq.devices.happened import compare
-from onnxq.devices.verdicts import CheckReport, judge
+from onnxq.devices.judge import judge
+from onnxq.devices.verdicts import CheckReport
 from onnxq.errors import OnnxqError
 from onnxq.target import Support, Target, load_target
 
@@ -34,7 +35,9 @@ NPU = Target(
         "QuantizeLinear": (Support("", types=("float32",)),),
         "DequantizeLinear": (Support("", types=("uint8", "int8")),),
         "Pad": (Support("", types=("float32",), attributes={"mode": ["constant"]}),),
-        "MatMul": (Support("", types=("float32",), constant=(1,)),),
+        "MatMul": (Support("", types=("float32",), operand_ranks=(2, 2)),),
+        "Unsqueeze": (Support("", types=("float32",), ranks=(0, 3)),),
+        "Gelu": (Support("", types=("float32",)),),
         "Round": (Support("", types=("float32",), fails="it stops"),),
     },
 )  # fmt: skip
@@ -160,7 +163,7 @@ def test_open_dimensions_leave_all_to_the_cpu() -> None:
     assert "--dim n=" in verdict.fix
 
 
-def test_ranks_attributes_constants_and_failures() -> None:
+def test_ranks_attributes_and_failures() -> None:
     w = normal(3, 3)
     assert kinds(model("(float[1, 2, 6] x) => (float[a] y) { y = Conv (x, w) }", w=normal(2, 2, 3)),
                  NPU) == {"Conv": "falls back"}  # fmt: skip
@@ -175,8 +178,13 @@ def test_ranks_attributes_constants_and_failures() -> None:
     assert kinds(model("(float[2, 3] x) => (float[a] y) { y = MatMul (x, w) }", w=w), NPU) == {
         "MatMul": "runs"
     }
-    both = model("(float[2, 3] x, float[3, 3] v) => (float[a] y) { y = MatMul (x, v) }")
-    assert kinds(both, NPU) == {"MatMul": "falls back"}
+    stack = model("(float[4, 2, 3] x, float[4, 3, 3] v) => (float[a] y) { y = MatMul (x, v) }")
+    assert kinds(stack, NPU) == {"MatMul": "falls back"}
+    for axes, kind in (([0], "runs"), ([0, 1], "falls back")):  # to rank 3, and to rank 4
+        made = ", ".join("abcd"[: 2 + len(axes)])
+        text = f"(float[2, 3] x) => (float[{made}] y) {{ y = Unsqueeze (x, w) }}"
+        proto = model(text, w=np.array(axes))
+        assert kinds(proto, NPU) == {"Unsqueeze": kind}
     (verdict,) = judge(g.load(model("(float[3] x) => (float[3] y) { y = Round (x) }")), NPU)
     assert (verdict.kind, verdict.reason) == ("will not run", "it stops")
 
@@ -185,6 +193,62 @@ def test_what_is_constant_is_folded() -> None:
     proto = model("(float[3] x) => (float[3] y) { v = Exp (w) y = Add (x, v) }", w=normal(3))
     found = judge(g.load(proto), replace(NPU, supports={}))
     assert [v.kind for v in found] == ["folded", "runs"]
+
+
+def test_what_fails_as_it_stands_fails_between_codes() -> None:
+    stops = replace(NPU.supports["Conv"][1], attributes={"group": [1]}, fails="it stops")
+    npu = replace(NPU, supports=NPU.supports | {"Conv": (stops, *NPU.supports["Conv"])})
+    proto = conv_qdq()
+    assert kinds(proto, npu)["Conv"] == "integer"
+    (conv,) = [node for node in proto.graph.node if node.op_type == "Conv"]
+    conv.attribute.append(onnx.helper.make_attribute("group", 1))
+    assert kinds(proto, npu)["Conv"] == "will not run"
+
+
+def test_a_branch_that_is_known_takes_the_place_of_its_if() -> None:
+    """As in exported recurrent networks: whether to squeeze depends on a shape, and the next such
+    question on what the first left."""
+    text = """(float[2, 1, 3] x) => (float[a] y) {
+      shape = Shape (x)
+      size = Gather (shape, one)
+      single = Equal (size, one)
+      flat = If (single) <
+        then_branch = g1 () => (float[a] out) { out = Squeeze (x, axis) },
+        else_branch = g2 () => (float[b] out) { out = Round (x) }
+      >
+      rank = Size (flat)
+      six = Equal (rank, number)
+      y = If (six) <
+        then_branch = g3 () => (float[a] out) { t = Relu (flat) out = Relu (t) },
+        else_branch = g4 () => (float[b] out) { t = Round (flat) out = Round (t) }
+      >
+    }"""
+    npu = replace(NPU, supports=NPU.supports | {"Squeeze": NPU.supports["Relu"]})
+    for number, expected in ((6, {"Relu": "runs"}), (7, {"Round": "will not run"})):
+        proto = model(text, one=np.array([1]), axis=np.array([1]), number=np.array(number))
+        graph = g.load(proto)
+        found = judge(graph, npu)
+        assert [v.node for v in found] == [node.name for node in g.walk(graph)]
+        assert {v.op: v.kind for v in found if v.kind != "folded"} == {"Squeeze": "runs"} | expected
+
+
+def test_the_erf_of_a_gelu_is_one_with_it() -> None:
+    text = """(float[2, 3] x) => (float[2, 3] y) {
+      d = Div (x, root) e = Erf (d) p = Add (e, one) m = Mul (x, p) y = Mul (m, half) }"""
+    parts = {"root": np.sqrt(2), "one": 1, "half": 0.5}
+    proto = model(text, **{name: np.array(value, np.float32) for name, value in parts.items()})
+    assert kinds(proto, NPU)["Erf"] == "runs"
+    alone = model("(float[2, 3] x) => (float[2, 3] y) { y = Erf (x) }")
+    assert kinds(alone, NPU)["Erf"] == "falls back"
+
+
+def test_nodes_elsewhere_are_counted_under_any_name() -> None:
+    """The runtime names what was in a branch anew."""
+    graph = g.load(conv_qdq())
+    report = CheckReport("m", "npu", NPU.providers[0], judge(graph, NPU))
+    who = {"_if_then_branch_token_0_LSTM": "CPUExecutionProvider"}
+    compare(report, graph, Place("QNNExecutionProvider"), Answer(version="1", placement=who))
+    assert report.elsewhere == 1
 
 
 def test_what_happened_stands_beside_the_verdict() -> None:
@@ -206,6 +270,15 @@ def test_codes_are_read_through_what_quantizers_are_moved_past() -> None:
     units.give_types(graph)
     around = units.unit(graph, conv, units.fixed_tensors(graph), units.own_nodes(graph))
     assert (around.activation, around.weight, around.result) == ("uint8", "int8", "uint8")
+
+
+def test_what_float_outruns_is_warned_of(tmp_path: Path) -> None:
+    path = save(ZOO["gemm"]().model, tmp_path)
+    quick = onnxq.check(path, target="web-wasm").warnings
+    slow = replace(load_target("web-wasm"), slow={"Gemm": "take another preset"})
+    found = onnxq.check(path, target=slow).warnings
+    assert [*found] == [*quick, "Gemm is slow on web-wasm: take another preset"]
+    assert "int8-weights" in load_target("web-wasm").slow["MatMulNBits"]
 
 
 # ── the command ──────────────────────────────────────────────────────────────────────────────────

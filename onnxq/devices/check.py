@@ -10,8 +10,9 @@ import onnx
 from onnxq import graph as g
 from onnxq import ops
 from onnxq.devices.happened import compare
+from onnxq.devices.judge import judge
 from onnxq.devices.place import Job, Place, ask
-from onnxq.devices.verdicts import CheckReport, judge
+from onnxq.devices.verdicts import CheckReport
 from onnxq.errors import OnnxqError
 from onnxq.target import CPU, Target, load_target
 
@@ -43,6 +44,11 @@ def check(
             f"this model of integers alone says something else on {device.name}: "
             f"{device.lacks['integer']}; quantize with another preset"
         )
+    report.warnings += [
+        f"{op} is slow on {device.name}: {reason}"
+        for op, reason in device.slow.items()
+        if any(verdict.op == op for verdict in found)
+    ]
     if place is None:
         return report
     progress(f"ask {place.name}", 0, 1)

@@ -35,6 +35,7 @@ def compare(report: CheckReport, graph: Graph, place: Place, answer: Answer) -> 
 def _on_a_provider(report: CheckReport, place: Place, answer: Answer) -> None:
     placement = {_COPIED.sub("", name): who for name, who in answer.placement.items()}
     placement |= answer.placement
+    report.elsewhere = sum(who != place.provider for who in answer.placement.values())
     for verdict in report.verdicts:
         who = placement.get(verdict.node)
         if who is None:

@@ -21,7 +21,7 @@ QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 MOVED = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
 """Operators past which the runtime moves quantizers: DequantizeLinear down, QuantizeLinear up."""
 _TO_FLOAT = ("DequantizeLinear", "MatMulIntegerToFloat")
-_RANDOM = (
+RANDOM = (
     "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial",
     "Bernoulli",
 )  # fmt: skip
@@ -154,7 +154,7 @@ def is_folded(
     if node.op in ("Shape", "Size"):
         shape = shapes.get(node.inputs[0].name)
         return shape is not None and all(isinstance(size, int) for size in shape)
-    if node.op in (*_RANDOM, "DequantizeLinear") or g.bodies(node):
+    if node.op in (*RANDOM, "DequantizeLinear") or g.bodies(node):
         return False
     return all(id(tensor) in fixed for tensor in node.inputs if tensor.name)
 

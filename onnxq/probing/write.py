@@ -9,10 +9,10 @@ from typing import Any
 from onnxq import toml
 from onnxq.devices.single import Verdict
 from onnxq.qtype import QType
-from onnxq.target import OpRule, Precision, Support, Target
+from onnxq.target import OpRule, Support, Target
 
-_TABLES = {"rule": "ops", "supports": "supports", "precision": "precision"}  # key → field
-_DICTS = ("left_float", "lacks", "session", "provider_options", "float32")
+_TABLES = {"rule": "ops", "supports": "supports"}  # key → field
+_DICTS = ("left_float", "lacks", "session", "provider_options", "float32", "slow")
 
 
 def target_toml(target: Target, notes: Sequence[str] = ()) -> str:
@@ -51,7 +51,7 @@ def _grouped(ops: Mapping[str, Iterable[Any]]) -> list[tuple[Any, list[str]]]:
     return found
 
 
-def _table(name: str, ops: Sequence[str], row: OpRule | Support | Precision) -> str:
+def _table(name: str, ops: Sequence[str], row: OpRule | Support) -> str:
     lines = [f"[[{name}]]", f"ops = {toml.dump(tuple(ops))}"]
     for f in fields(row):
         value = getattr(row, f.name)
