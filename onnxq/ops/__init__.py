@@ -1,9 +1,10 @@
 """The operators of `ai.onnxq`, as functions of standard ONNX operators.
 
 `OPERATORS` multiply and rotate real numbers, and have kernels: see `accelerated`. `FUNCTIONS` are
-integer arithmetic. Codes are uint8 (narrow) or int32 tensors of 16-bit numbers (wide). Functions compute in int64 and
-saturate to [low, high]. Zero points have their codes' type, shifts are uint64, all other
-parameters int64; everything broadcasts. `reference` says, in exact arithmetic, what each must give.
+integer arithmetic. Their codes are uint8 (narrow) or int32 tensors of 16-bit numbers (wide); they
+compute in int64 and saturate to [low, high]. Zero points have their codes' type, shifts are uint64,
+all other parameters int64; everything broadcasts. `reference` says, in exact arithmetic, what each
+must give.
 """
 
 from __future__ import annotations

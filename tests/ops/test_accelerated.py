@@ -108,7 +108,7 @@ def test_at_level_4_a_product_is_off_by_the_rounding_of_x_alone(case: Any) -> No
     x = x.astype(np.float32)
     reference = OPERATORS["MatMulLattice"].reference
     exact, near = (reference(x, **constants, accuracy_level=level) for level in (0, 4))
-    terms = size_of_terms("MatMulLattice", np.ones_like(x[..., :]), constants)
+    terms = size_of_terms("MatMulLattice", np.ones_like(x), constants)
     assert np.abs(near - exact).max(initial=0) <= terms * np.abs(x).max(initial=0) / 127
     assert x.size < 100 or (near != exact).any()
 

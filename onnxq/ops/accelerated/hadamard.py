@@ -9,7 +9,7 @@ q = n - 1 elements, 1 for squares and -1 for others, q ≡ 3 mod 4,
     H_n = I + S,    S = (  0   1ᵀ )      Q[i, j] = χ(e_i - e_j).
                         ( -1   Q  )
 
-For q = 27 the field is GF(3)[t] / (t³ + 2t + 1), with e_i = i mod 3 + (⌊i / 3⌋ mod 3) t + ⌊i / 9⌋ t².
+For q = 27 the field is GF(3)[t] / (t³ + 2t + 1), e_i = i mod 3 + (⌊i / 3⌋ mod 3) t + ⌊i / 9⌋ t².
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An operator that has kernels: what it takes, what it means in NumPy, and in standard operators."""
+"""An operator that has kernels: what it takes, and what it means in NumPy and in ONNX itself."""
 
 from __future__ import annotations
 
