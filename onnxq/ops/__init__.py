@@ -18,6 +18,7 @@ from onnxq.ops.dyadic import dyadic
 from onnxq.ops.elementwise import ELEMENTWISE
 from onnxq.ops.fixed_point import FIXED_POINT, LIFT, MOST_SHIFT, UNIT_BITS
 from onnxq.ops.function import DOMAIN, OPSET, VERSION
+from onnxq.ops.library import library_path
 from onnxq.ops.normalization import L2_BITS, NORMALIZATION
 from onnxq.ops.transcendental import EXP_BITS, EXP_FRACTION, TRANSCENDENTAL
 
@@ -28,6 +29,7 @@ __all__ = [
     "FUNCTIONS",
     "L2_BITS",
     "LIFT",
+    "METADATA",
     "MOST_SHIFT",
     "OPERATORS",
     "OPSET",
@@ -35,7 +37,10 @@ __all__ = [
     "VERSION",
     "closure",
     "dyadic",
+    "library_path",
 ]
+
+METADATA = "onnxq.operators"  # where a model names those of its operators that have kernels
 
 FUNCTIONS: dict[str, onnx.FunctionProto] = {
     function.name: function
