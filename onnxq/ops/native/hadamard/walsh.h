@@ -7,7 +7,6 @@
 // -, and `stages()`: the transform of its own lanes.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 namespace onnxq {
@@ -69,7 +68,7 @@ template <class Vector>
 void walsh(const float* x, float* y, std::int64_t size, float scale) {
     constexpr std::int64_t most = 8;  // registers at once
     if (size < Vector::lanes) return walsh_small(x, y, size, scale);
-    std::int64_t done = std::min(size, most * Vector::lanes);
+    std::int64_t done = size < most * Vector::lanes ? size : most * Vector::lanes;
     switch (done / Vector::lanes) {
         case 1: first_pass<1, Vector>(x, y, size, scale); break;
         case 2: first_pass<2, Vector>(x, y, size, scale); break;
@@ -77,7 +76,7 @@ void walsh(const float* x, float* y, std::int64_t size, float scale) {
         default: first_pass<8, Vector>(x, y, size, scale);
     }
     while (done < size) {
-        const std::int64_t count = std::min(size / done, most);
+        const std::int64_t count = size / done < most ? size / done : most;
         switch (count) {
             case 2: later_pass<2, Vector>(y, size, done); break;
             case 4: later_pass<4, Vector>(y, size, done); break;
