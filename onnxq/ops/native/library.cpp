@@ -1,4 +1,7 @@
 // The two functions that the library exports.
+//
+// A model may hold functions of this domain too, also of these operators' names: onnxruntime 1.31
+// takes the kernel where one is registered, and the model's function where none is.
 #include "kernels.h"
 #include "matmul_codebook.h"
 #include "operator.h"
