@@ -64,8 +64,8 @@ const Matrix& matrix(std::int64_t n) {
 }  // namespace
 
 HadamardSize hadamard_size(std::int64_t size) {
-    const std::int64_t two_power = size & -size, odd = size > 0 ? size / two_power : 0;
-    const std::int64_t n = odd == 1 ? 1 : 4 * odd;
+    const std::int64_t odd = size > 0 ? size / (size & -size) : 0;
+    const std::int64_t n = odd == 1 ? 1 : 4 * (odd & 7);
     require(odd >= 1 && odd <= 7 && size % n == 0, "no Hadamard matrix of size ", size,
             " is known here: take 2^m, or 12, 20 or 28 times 2^m");
     return {n, size / n};

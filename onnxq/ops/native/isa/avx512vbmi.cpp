@@ -1,0 +1,13 @@
+#include "../lattice/avx512vbmi.h"
+
+#include "../codebook/kernels_of.h"
+#include "../hadamard/avx512.h"
+#include "../simd/avx512vnni.h"
+#include "isa.h"
+
+namespace onnxq {
+
+extern const Kernels avx512vbmi_kernels{"avx512vbmi", codebook_kernels<Avx512Vnni>(),
+                                        {avx512vbmi_lattice_product}, walsh<Avx512Walsh>};
+
+}  // namespace onnxq
