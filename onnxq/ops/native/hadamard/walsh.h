@@ -12,14 +12,16 @@
 namespace onnxq {
 namespace {  // each file compiles its own copy, with its own instructions
 
+// By halves, so that compilers unroll it whole and keep v in registers.
 template <int count, class Vector>
 inline void butterflies(Vector* v) {
-    for (int stride = 1; stride < count; stride *= 2) {
-        for (int k = 0; k < count; ++k) {
-            if (k & stride) continue;
-            const Vector a = v[k], b = v[k + stride];
+    if constexpr (count > 1) {
+        butterflies<count / 2>(v);
+        butterflies<count / 2>(v + count / 2);
+        for (int k = 0; k < count / 2; k++) {
+            const Vector a = v[k], b = v[k + count / 2];
             v[k] = a + b;
-            v[k + stride] = a - b;
+            v[k + count / 2] = a - b;
         }
     }
 }
@@ -29,11 +31,11 @@ template <int count, class Vector>
 void first_pass(const float* x, float* y, std::int64_t size, float scale) {
     for (std::int64_t at = 0; at < size; at += count * Vector::lanes) {
         Vector v[count];
-        for (int k = 0; k < count; ++k) {
+        for (int k = 0; k < count; k++) {
             v[k] = Vector::load(x + at + k * Vector::lanes).scaled(scale).stages();
         }
         butterflies<count>(v);
-        for (int k = 0; k < count; ++k) v[k].store(y + at + k * Vector::lanes);
+        for (int k = 0; k < count; k++) v[k].store(y + at + k * Vector::lanes);
     }
 }
 
@@ -43,18 +45,18 @@ void later_pass(float* y, std::int64_t size, std::int64_t stride) {
     for (std::int64_t block = 0; block < size; block += count * stride) {
         for (std::int64_t at = block; at < block + stride; at += Vector::lanes) {
             Vector v[count];
-            for (int k = 0; k < count; ++k) v[k] = Vector::load(y + at + k * stride);
+            for (int k = 0; k < count; k++) v[k] = Vector::load(y + at + k * stride);
             butterflies<count>(v);
-            for (int k = 0; k < count; ++k) v[k].store(y + at + k * stride);
+            for (int k = 0; k < count; k++) v[k].store(y + at + k * stride);
         }
     }
 }
 
 // What is smaller than a register.
 inline void walsh_small(const float* x, float* y, std::int64_t size, float scale) {
-    for (std::int64_t k = 0; k < size; ++k) y[k] = scale * x[k];
+    for (std::int64_t k = 0; k < size; k++) y[k] = scale * x[k];
     for (std::int64_t stride = 1; stride < size; stride *= 2) {
-        for (std::int64_t k = 0; k < size; ++k) {
+        for (std::int64_t k = 0; k < size; k++) {
             if (k & stride) continue;
             const float a = y[k], b = y[k + stride];
             y[k] = a + b;
