@@ -31,7 +31,7 @@ ort::OrtCustomOpDomain* shared_domain(const ort::OrtApi* api) {
     static ort::OrtCustomOpDomain* const domain = [api] {
         ort::OrtCustomOpDomain* made = nullptr;
         ort::check(ort::entry::CreateCustomOpDomain(api, "ai.onnxq", &made));
-        add_operators<MatMulCodebook, MatMulLattice, HadamardTransform>(api, made);
+        add_operators<MatMulCodebook, MatMul3, MatMulLattice, HadamardTransform>(api, made);
         return made;
     }();
     return domain;

@@ -70,10 +70,11 @@ void multiply_rounded(const ort::Call& call, const Linear& linear, std::size_t b
     });
 }
 
-// product(x, rows, groups, output) with x in floats, padded with zeros to `columns`.
-template <class Product>
+// product(x, rows, groups, output) with x in floats, padded with zeros to `columns`, after
+// prepare(x).
+template <class Prepare, class Product>
 void multiply_floats(const ort::Call& call, const Linear& linear, std::size_t columns,
-                     const Product& product) {
+                     const Prepare& prepare, const Product& product) {
     const bool as_it_is = !linear.is_half() && columns == linear.columns();
     Scratch scratch;
     FloatOutput output(linear, scratch);
@@ -82,7 +83,8 @@ void multiply_floats(const ort::Call& call, const Linear& linear, std::size_t co
     if (!as_it_is)
         for (std::size_t row = 0; row < linear.rows(); row++)
             linear.copy_row(row, padded.get() + row * columns, columns);
-    const FloatRows x{as_it_is ? linear.float_x() : padded.get(), columns, nullptr};
+    FloatRows x{as_it_is ? linear.float_x() : padded.get(), columns, nullptr};
+    prepare(x);
     multiply_in_pieces(call, linear, columns, output.get(), [&](Range of, Range groups,
                                                                 const Output& out) {
         product(x, of, groups, out);

@@ -79,7 +79,7 @@ void MatMulLattice::compute(const ort::Call& call) const {
                              kernels_->lattice.integer_product(weights, rounded, rows, groups, out);
                          });
     else
-        multiply_floats(call, linear, weights.blocks * lattice_columns,
+        multiply_floats(call, linear, weights.blocks * lattice_columns, [](FloatRows&) {},
                         [&](const FloatRows& floats, Range rows, Range groups, const Output& out) {
                             float_product(weights, kernels_->codebook, floats, rows, groups, out);
                         });

@@ -74,7 +74,7 @@ class Scratch {
     }
 
   private:
-    static constexpr std::size_t deepest = 2;  // a call, and a piece of its work on its thread
+    static constexpr std::size_t deepest = 3;  // a call in two parts, and a piece of its work on its thread
 
     static std::size_t& depth() {
         thread_local std::size_t count = 0;

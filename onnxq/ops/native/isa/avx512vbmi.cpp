@@ -1,9 +1,8 @@
-#include "../lattice/avx512vbmi.h"
-
-#include "../codebook/kernels_of.h"
-#include "../hadamard/avx512.h"
 #include "../simd/avx512vnni.h"
-#include "isa.h"
+
+#include "../hadamard/avx512.h"
+#include "../lattice/avx512vbmi.h"
+#include "kernels_of.h"
 
 namespace onnxq {
 

@@ -1,13 +1,10 @@
 #include "../simd/portable.h"
 
-#include "../codebook/kernels_of.h"
 #include "../hadamard/portable.h"
-#include "../lattice/integer_product.h"
-#include "isa.h"
+#include "kernels_of.h"
 
 namespace onnxq {
 
-extern const Kernels portable_kernels{"portable", codebook_kernels<Portable>(),
-                                      lattice_kernels<Portable>(), walsh<PortableWalsh>};
+extern const Kernels portable_kernels = kernels_of<Portable, PortableWalsh>("portable");
 
 }  // namespace onnxq
