@@ -212,6 +212,7 @@ class Target:
     depthwise_channels: int = 1  # the same of a depthwise one
     float32: dict[str, str] = field(default_factory=dict)  # operators to keep, and why
     float16_operators: tuple[str, ...] = ()  # the provider's own, wherever they take float32
+    custom_operators: bool = False  # models for it may use onnxq's own operators
     machines: tuple[str, ...] = ()  # as `uname -m` names them; none: any
 
     @property
@@ -352,6 +353,7 @@ def _parse(name: str, text: str) -> Target:
             "depthwise_channels",
             "float32",
             "float16_operators",
+            "custom_operators",
             "machines",
         )
         inherited |= {key: getattr(base, key) for key in kept}
