@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -51,18 +52,17 @@ def operands(
     return given
 
 
-def answer(
-    given: dict[str, Array], accuracy_level: int = 0, constant: bool = True, threads: int = 2
-) -> Array:
-    """y of a model with the operands as initializers, or all as inputs."""
-    inputs = given if not constant else {"x": given["x"]}
+def session_of(
+    given: dict[str, Array], inputs: Mapping[str, Any], accuracy_level: int = 0, threads: int = 2
+) -> ort.InferenceSession:
+    """`inputs` are those of the model, with their shapes; other operands are initializers."""
     node = helper.make_node(
         "MatMulCodebook", ["x", *(name if name in given else "" for name in NAMES)], ["y"],
         domain=DOMAIN, accuracy_level=accuracy_level,
     )  # fmt: skip
     graph = helper.make_graph(
         [node], "g",
-        [helper.make_tensor_value_info(k, TYPE(v.dtype), v.shape) for k, v in inputs.items()],
+        [helper.make_tensor_value_info(k, TYPE(given[k].dtype), v) for k, v in inputs.items()],
         [helper.make_tensor_value_info("y", TYPE(given["x"].dtype), None)],
         [numpy_helper.from_array(v, k) for k, v in given.items() if k not in inputs],
     )  # fmt: skip
@@ -71,8 +71,16 @@ def answer(
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, threads
     options.register_custom_ops_library(library_path())
-    session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-    result: Array = session.run(None, inputs)[0]
+    return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+
+
+def answer(
+    given: dict[str, Array], accuracy_level: int = 0, constant: bool = True, threads: int = 2
+) -> Array:
+    """y of a model with the operands as initializers, or all as inputs."""
+    inputs = {"x": given["x"]} if constant else given
+    shapes = {name: value.shape for name, value in inputs.items()}
+    result: Array = session_of(given, shapes, accuracy_level, threads).run(None, inputs)[0]
     return result
 
 
@@ -202,3 +210,14 @@ def test_an_unknown_level_and_an_unknown_instruction_set(monkeypatch: pytest.Mon
     monkeypatch.setenv("ONNXQ_OPS_ISA", "mmx")
     with pytest.raises(Exception, match=r"ONNXQ_OPS_ISA is mmx; .* portable"):
         answer(given)
+
+
+@pytest.mark.parametrize("shape", [None, ("batch", "n", 64), (6, 64)])
+def test_shapes_are_known_as_far_as_those_of_x(shape: tuple[Any, ...] | None) -> None:
+    given = operands(np.random.default_rng(7), 6, 64, 5, 32)
+    rank = 2 if shape is None else len(shape)
+    x = given["x"].reshape(*[1] * (rank - 2), 6, 64)
+    session = session_of(given, {"x": shape})
+    (y,) = session.get_outputs()
+    assert list(y.shape) == ([] if shape is None else [*shape[:-1], 5])
+    assert off(session.run(None, {"x": x})[0].reshape(6, 5), product(given)) < 1e-5

@@ -144,6 +144,7 @@ SymbolicShape Inference::input(std::size_t index) const {
 }
 
 void Inference::output(std::size_t index, const SymbolicShape& known) const {
+    if (known.shape.rank == 0) return;
     OwnedInfo owned(api_);
     check(entry::CreateTensorTypeAndShapeInfo(api_, &owned.info));
     check(entry::SetTensorElementType(api_, owned.info, static_cast<int>(known.type)));

@@ -226,6 +226,7 @@ class Inference {
     Inference(const OrtApi* api, OrtShapeInferContext* context) : api_(api), context_(context) {}
 
     SymbolicShape input(std::size_t index) const;
+    // Nothing is said of the output where the rank is 0, which is how the runtime says unknown.
     void output(std::size_t index, const SymbolicShape&) const;
 
   private:
