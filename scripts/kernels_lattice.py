@@ -1,8 +1,8 @@
 """Kernels of 2 and 3 bits and of the Hadamard transform: figures of kernels.py.
 
-    lattice   E8P, one row of x and many: against MatMulNBits of 4 bits, and float32 MatMul
-    three     3 bits, likewise
-    hadamard  4096 numbers: against two products with matrices of 64 x 64, H_64 ⊗ H_64
+lattice   E8P, one row of x and many: against MatMulNBits of 4 bits, and float32 MatMul
+three     3 bits, likewise
+hadamard  4096 numbers: against two products with matrices of 64 x 64, H_64 ⊗ H_64
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from onnxq.ops import DOMAIN
 ROOT = 64  # of SIZE
 
 
-def beside_peers(threads: int, name: str, op: str, weights: list[Array], most: float) -> Iterator[Line]:
+def beside_peers(
+    threads: int, name: str, op: str, weights: list[Array], most: float
+) -> Iterator[Line]:
     """One row of x in integers and in floats, and many; `most` is the bound of the first."""
     one, many = Layer.random(1), Layer.random(PREFILL_ROWS)
     for level, kind, bound in ((4, "integers", {"most": most}), (0, "floats", {})):
