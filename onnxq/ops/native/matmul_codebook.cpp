@@ -94,6 +94,7 @@ MatMulCodebook::Packed MatMulCodebook::pack(const Operands& operands) const {
         matrix.zero_points.at(0, 0) == 0)
         matrix.zero_points = {};
     Packed packed{matrix.channels, matrix.block, matrix.blocks, {}, {}};
+    if (matrix.channels == 0) return packed;  // a codebook for each of no channels is empty
     if (round_x_ && operands.codebook.type == Element::int8)
         packed.integers.emplace(matrix);
     else
