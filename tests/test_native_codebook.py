@@ -167,8 +167,8 @@ def test_undefined_numbers_stay_in_their_rows(isa: str, value: float) -> None:
     ("changed", "message"),
     [
         ({"codes": np.zeros((4, 2), np.uint8)}, r"codes has shape \[4, 2\]"),
-        ({"codes": np.zeros((4, 2, 4), np.uint8)}, "multiples of 16 from 16 to 256"),
-        ({"codes": np.zeros((4, 2, 136), np.uint8)}, "multiples of 16 from 16 to 256"),
+        ({"codes": np.zeros((4, 2, 4), np.uint8)}, "a multiple of 16 codes from 16 to 256"),
+        ({"codes": np.zeros((4, 2, 136), np.uint8)}, "a multiple of 16 codes from 16 to 256"),
         ({"codes": np.zeros((4, 2, 16), np.int8)}, "codes is int8; it must be uint8"),
         ({"codes": np.zeros((4, 3, 16), np.uint8)}, r"scales has shape \[4, 2\]"),
         ({"scales": np.zeros(8, np.float32)}, r"scales has shape \[8\]"),
