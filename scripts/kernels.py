@@ -6,6 +6,7 @@
     prefill  128 rows of x: against float32 MatMul
     memory   codes and scales read per second, against a plain read of as many bytes
     error    against the definition in float64; in integers, beside the error of MatMulNBits
+    lattice, three, hadamard   see kernels_lattice.py
 
 or all. Layers are 4096 x 4096, block 64, NF4, and 16384 x 8192 where they must not fit the cache.
 The two sides run in turns, every other round the other way round; a ratio is the median of the
@@ -257,11 +258,14 @@ FIGURES: dict[str, Callable[[int], Iterator[Line]]] = {
 
 
 def main(arguments: list[str]) -> None:
+    from kernels_lattice import FIGURES as OTHERS  # which are written with what is above
+
+    figures = FIGURES | OTHERS
     parser = argparse.ArgumentParser(
         prog="scripts/benchmark kernels", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("figures", nargs="*", choices=[*FIGURES, "all"], default="all",
+    parser.add_argument("figures", nargs="*", choices=[*figures, "all"], default="all",
                         metavar="FIGURE")  # fmt: skip
     parser.add_argument("--threads", type=int, action="append")
     parser.add_argument("--json", type=Path)
@@ -271,9 +275,9 @@ def main(arguments: list[str]) -> None:
     columns = ("what", "threads", "value", "quartiles", "median ms", "target", "met")
     table = Table(*columns, title=f"{title}, {os.cpu_count()} cores", title_justify="left")
     lines = []
-    for figure in FIGURES if "all" in given.figures else given.figures:
+    for figure in figures if "all" in given.figures else given.figures:
         for threads in given.threads or (1, 2):
-            for line in FIGURES[figure](threads):
+            for line in figures[figure](threads):
                 lines.append(line)
                 console.print(*line.cells(), sep=" | ", soft_wrap=True, highlight=False)
                 table.add_row(*line.cells())

@@ -53,6 +53,7 @@ class Linear {
     }
     const float* float_x() const { return x_.as<float>(); }
     float* float_y() const { return static_cast<float*>(y_); }
+    void* y() const { return y_; }
 
     bool bias_needs_copy() const {
         return bias_ && (is_half() || bias_.shape[0] != static_cast<std::int64_t>(channels_));

@@ -24,8 +24,9 @@ template <class Kernel>
 class Operator {
   public:
     // The runtime keeps the pointer as long as the session lives.
-    static const ort::OrtCustomOp* definition(const ort::OrtApi* api) {
-        static Operator instance(api);
+    static const ort::OrtCustomOp* definition(const ort::OrtApi* api,
+                                              const char* provider = "CPUExecutionProvider") {
+        static Operator instance(api, provider);
         return &instance.op_;
     }
 
@@ -35,16 +36,19 @@ class Operator {
     // The runtime calls back with a pointer to op_, its first member.
     Op op_{};
     const ort::OrtApi* api_;
+    const char* provider_;
 
     struct Made {
         const ort::OrtApi* api;
         Kernel kernel;
     };
 
-    explicit Operator(const ort::OrtApi* api) : api_(api) {
+    Operator(const ort::OrtApi* api, const char* provider) : api_(api), provider_(provider) {
         op_.version = ort::api_version;
         op_.GetName = [](const Op*) { return Kernel::name; };
-        op_.GetExecutionProviderType = [](const Op*) { return "CPUExecutionProvider"; };
+        op_.GetExecutionProviderType = [](const Op* op) {
+            return reinterpret_cast<const Operator*>(op)->provider_;
+        };
         // Any type: kernels check them, with messages that say more than the runtime's would.
         op_.GetInputType = [](const Op*, std::size_t) { return undefined; };
         op_.GetInputTypeCount = [](const Op*) { return std::size(Kernel::inputs); };

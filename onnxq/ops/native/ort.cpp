@@ -134,6 +134,12 @@ void* Call::output(std::size_t index, const Shape& shape) const {
     return data;
 }
 
+void* Call::gpu_stream() const {
+    void* stream = nullptr;
+    check(entry::KernelContext_GetGPUComputeStream(api_, context_, &stream));
+    return stream;
+}
+
 SymbolicShape Inference::input(std::size_t index) const {
     SymbolicShape known;
     OrtTensorTypeAndShapeInfo* info = nullptr;  // stays the context's

@@ -108,6 +108,8 @@ inline constexpr Entry<91, OrtStatus*(OrtKernelContext*, std::size_t, const std:
 inline constexpr Entry<93, void(OrtStatus*)> ReleaseStatus;
 inline constexpr Entry<99, void(Info*)> ReleaseTensorTypeAndShapeInfo;
 inline constexpr Entry<101, void(OrtCustomOpDomain*)> ReleaseCustomOpDomain;
+inline constexpr Entry<193, OrtStatus*(const OrtKernelContext*, void**)>
+    KernelContext_GetGPUComputeStream;
 inline constexpr Entry<
     249, OrtStatus*(const OrtKernelInfo*, std::size_t, int* is_constant, const OrtValue**)>
     KernelInfoGetConstantInput_tensor;
@@ -193,6 +195,7 @@ class Call {
 
     Tensor input(std::size_t index) const;
     void* output(std::size_t index, const Shape& shape) const;
+    void* gpu_stream() const;  // a cudaStream_t
 
     // body(index) for every index below total, on the runtime's threads. body must not throw.
     template <class Body>

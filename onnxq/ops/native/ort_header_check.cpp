@@ -35,6 +35,7 @@ ONNXQ_SAME_PLACE(KernelInfoGetConstantInput_tensor);
 ONNXQ_SAME_PLACE(ShapeInferContext_GetInputTypeShape);
 ONNXQ_SAME_PLACE(ShapeInferContext_SetOutputTypeShape);
 ONNXQ_SAME_PLACE(SetSymbolicDimensions);
+ONNXQ_SAME_PLACE(KernelContext_GetGPUComputeStream);
 ONNXQ_SAME_PLACE(KernelContext_ParallelFor);
 
 static_assert(sizeof(onnxq::ort::OrtCustomOp) <= sizeof(::OrtCustomOp));

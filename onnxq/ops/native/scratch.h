@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 #include <utility>
+#include <vector>
 
 namespace onnxq {
 
@@ -73,14 +74,14 @@ class Scratch {
     }
 
   private:
-    static constexpr std::size_t deepest = 3;  // a call in two parts, and a piece of its work on its thread
-
+    // A call may have its scratch, and the piece of its work that runs on this thread another.
     static std::size_t& depth() {
         thread_local std::size_t count = 0;
         return count;
     }
     static AlignedBuffer& kept(std::size_t depth) {
-        thread_local AlignedBuffer buffers[deepest];
+        thread_local std::vector<AlignedBuffer> buffers;
+        if (buffers.size() <= depth) buffers.resize(depth + 1);
         return buffers[depth];
     }
     AlignedBuffer buffer_;
