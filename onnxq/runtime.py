@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +23,14 @@ from numpy.typing import NDArray
 from onnxq.coded_io import CodedValue, from_metadata
 from onnxq.errors import OnnxqError, one_line
 from onnxq.graph import Graph, to_proto_without_weights
+from onnxq.ops import METADATA
+from onnxq.ops.library import find_library
 from onnxq.scratch import scratch
 from onnxq.storage import save_proto
 from onnxq.tensors import initializers, is_external, read_in
 
 Array = NDArray[Any]
+CPU = "CPUExecutionProvider"
 _SERIALIZE_LIMIT = 1_800_000_000  # bytes; above it a model goes through a file
 _NO_KERNEL = re.compile(r"([\w.]+):(\w+)\(-?\d+\) is not a registered function/op")
 _NO_SCHEMA = re.compile(r"No Op registered for (\w+) with domain_version of (\d+)")
@@ -40,6 +44,7 @@ _FLOAT8 = (onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2)
 NO_PAIRS = "session.disable_quant_qdq"
 
 _libraries: ContextVar[tuple[str, ...]] = ContextVar("libraries", default=())
+_with_kernels: ContextVar[bool] = ContextVar("with_kernels", default=True)
 
 
 @contextmanager
@@ -55,6 +60,28 @@ def custom_ops(libraries: Sequence[str | Path]) -> Iterator[None]:
         yield
     finally:
         _libraries.reset(before)
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Sessions that this thread makes inside the `with` compute the operators of `ai.onnxq` by
+    their functions, as on a device that lacks the library."""
+    before = _with_kernels.set(False)
+    try:
+        yield
+    finally:
+        _with_kernels.reset(before)
+
+
+def names_operators(model: str | Path | onnx.ModelProto) -> bool:
+    """Whether a model says that it has operators of `ai.onnxq` with kernels."""
+    if isinstance(model, onnx.ModelProto):
+        return any(entry.key == METADATA for entry in model.metadata_props)
+    try:
+        with Path(model).open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+            return data.find(METADATA.encode()) >= 0
+    except (OSError, ValueError):  # what is no file, or empty, the runtime refuses in its own words
+        return False
 
 
 def _checked_library(path: Path) -> Path:
@@ -163,13 +190,14 @@ class Session:
         self,
         model: str | Path | onnx.ModelProto,
         *,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[str] = (CPU,),
         optimize: bool = True,
         threads: int | None = None,
         config: Mapping[str, str] | None = None,
         initializers: Mapping[str, Array] | None = None,
     ) -> None:
-        """`initializers` are weights that the model itself leaves out.
+        """`initializers` are weights that the model itself leaves out. On the CPU, a model with
+        operators of `ai.onnxq` gets their kernels, where a library of them was built.
 
         Raises OnnxqError when the runtime refuses the model or lacks the provider.
         """
@@ -181,6 +209,9 @@ class Session:
                 "onnxruntime that has it, or choose another target"
             )
         options = session_options()
+        kernels = find_library() if _with_kernels.get() and providers[0] == CPU else None
+        if kernels and str(kernels) not in _libraries.get() and names_operators(model):
+            options.register_custom_ops_library(str(kernels))
         options.intra_op_num_threads = threads or default_threads()
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = (

@@ -202,6 +202,7 @@ class Target:
     float32: dict[str, str] = field(default_factory=dict)  # operators to keep, and why
     slow: dict[str, str] = field(default_factory=dict)  # operators that float ones outrun; the fix
     float16_operators: tuple[str, ...] = ()  # the provider's own, wherever they take float32
+    custom_operators: bool = False  # models for it may use onnxq's own operators
     machines: tuple[str, ...] = ()  # as `uname -m` names them; none: any
 
     @property
@@ -341,6 +342,7 @@ def _parse(name: str, text: str) -> Target:
             "float32",
             "slow",
             "float16_operators",
+            "custom_operators",
             "machines",
         )
         inherited |= {key: getattr(base, key) for key in kept}

@@ -1,6 +1,7 @@
 """The algorithms, one file each: prepare the float graph, solve for codes, lower to operators."""
 
 from onnxq.passes.lower.add_low_rank import AddLowRank
+from onnxq.passes.lower.codebook_matmul import CodebookMatMul
 from onnxq.passes.lower.dynamic import Dynamic
 from onnxq.passes.lower.expand import Expand
 from onnxq.passes.lower.float16 import Float16
@@ -47,6 +48,7 @@ __all__ = [
     "BiasCorrect",
     "Calibrate",
     "Codebook",
+    "CodebookMatMul",
     "Compose",
     "CoordinateDescent",
     "Dynamic",

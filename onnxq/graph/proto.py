@@ -35,16 +35,19 @@ CARRIED = "onnxq_carried"  # what graphsurgeon drops: kept on the graph as a Mod
 _MAPPED = 1 << 30  # bytes of external weights; more are read by a session from their files
 
 
-def load(source: str | Path | onnx.ModelProto, folder: Path | None = None) -> Graph:
+def load(
+    source: str | Path | onnx.ModelProto, folder: Path | None = None, *, operators: bool = True
+) -> Graph:
     """A graph from a file or a ModelProto; external weights are read only when somebody asks.
 
     `folder` is where a ModelProto that was read from a file has its external weights. Local
-    functions are inlined; nodes and the tensors of bodies get names of their own.
+    functions are inlined, without `operators` those for which onnxq has kernels as well; nodes and
+    the tensors of bodies get names of their own.
     """
     model = source if isinstance(source, onnx.ModelProto) else load_proto(source)
     try:
         if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
+            model = _inlined(model, operators)
         graph = gs.import_onnx(model)
     except Exception as error:
         text = one_line(error)
@@ -69,13 +72,23 @@ def load(source: str | Path | onnx.ModelProto, folder: Path | None = None) -> Gr
     return graph
 
 
+def _inlined(model: onnx.ModelProto, operators: bool) -> onnx.ModelProto:
+    if not operators:
+        return onnx.inliner.inline_local_functions(model)
+    kept = [(ops.DOMAIN, name) for name in ops.OPERATORS]
+    model = onnx.inliner.inline_selected_functions(model, kept, exclude=True)
+    del model.functions[:]  # they come again with the nodes that name them
+    return model
+
+
 def to_proto(graph: Graph) -> onnx.ModelProto:
     """The ModelProto of a graph, metadata and doc string included."""
     model = gs.export_onnx(graph, do_type_check=False)
     _hoist(model, graph)
-    _add_functions(model)
+    named = _add_functions(model)
     shell = graph.__dict__.get(CARRIED, onnx.ModelProto())
     model.MergeFrom(shell)
+    _name_operators(model, named)
     # A newer opset, and the types it brings, need a newer format.
     # Before format 4 initializers had to be inputs as well.
     model.ir_version = max(minimum_ir_version(graph.opset), shell.ir_version, 4)
@@ -83,17 +96,27 @@ def to_proto(graph: Graph) -> onnx.ModelProto:
     return model
 
 
-def _add_functions(model: onnx.ModelProto) -> None:
+def _add_functions(model: onnx.ModelProto) -> list[str]:
     """The functions of the project's own domain that the nodes name, with all that those call."""
     named = sorted(
         {n.op_type for proto in graphs(model) for n in proto.node if n.domain == ops.DOMAIN}
     )
     if not named:
-        return
+        return []
     standard = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     model.functions.extend(ops.closure(named, standard))
     if not any(o.domain == ops.DOMAIN for o in model.opset_import):
         model.opset_import.add(domain=ops.DOMAIN, version=ops.VERSION)
+    return named
+
+
+def _name_operators(model: onnx.ModelProto, named: list[str]) -> None:
+    """Say in the metadata which operators have kernels: a runtime may register their library."""
+    text = ", ".join(name for name in named if name in ops.OPERATORS)
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    if known.pop(ops.METADATA, "") != text:
+        del model.metadata_props[:]
+        onnx.helper.set_model_props(model, known | ({ops.METADATA: text} if text else {}))
 
 
 def to_proto_without_weights(graph: Graph) -> tuple[onnx.ModelProto, dict[str, Array]]:

@@ -100,7 +100,10 @@ class _Writer:
             codes = self._look_up(name, codes, np.pad(filled, (0, 8)), 4, bits)
         else:
             codes = self._look_up(name, self._stored(name, q.codes, q.bits), filled, q.bits, bits)
-        tensors = [self._blocks(name, codes, q.scales.shape, q.group, bits), self._scales(view, q)]
+        tensors = [
+            self._blocks(name, codes, q.scales.shape, q.group, bits),
+            scales_of_codebook(self.body, view, q, self.maker),
+        ]
         rows, columns = q.codes.shape
         return Operands(tensors, rows, columns, bits, q.group)
 
@@ -161,31 +164,38 @@ class _Writer:
             codes = self.maker.emit(self.body, "Pad", [codes, pads], name)
         return self._reshaped(name, codes, shape)
 
-    def _scales(self, view: g.WeightView, q: CodebookTensor) -> gs.Tensor:
-        name, dtype, scale = view.tensor.name, np.dtype(view.tensor.dtype), q.scale
-        if not isinstance(scale, ScaleCodes):
-            return scale_tensor(self.body, name, scale, dtype, self.maker)
-        emit, shared, base = self.maker.emit, self.maker.shared, f"{name}_scale"
-        codes, count = in_super_blocks(scale.codes), scale.codes.size
-        stored = shared(f"{base}_codes", codes)
-        real = emit(self.body, "Cast", [stored], base, to=int(onnx.TensorProto.FLOAT))
-        for op, values in (("Mul", scale.step[:, None]), ("Add", scale.mean)):
-            real = emit(self.body, op, [real, shared(f"{base}_{op}", values)], base)
-        flat = self._reshaped(base, real, (codes.size,))
-        if count < codes.size:
-            ends = [shared(f"{base}_ends", np.array([n], np.int64)) for n in (0, count)]
-            flat = emit(self.body, "Slice", [flat, *ends], base)
-        if dtype != np.float32:
-            to = int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
-            flat = emit(self.body, "Cast", [flat], base, to=to)
-        flat.dtype = dtype
-        return flat
-
     def _reshaped(self, name: str, tensor: gs.Tensor, shape: tuple[int, ...]) -> gs.Tensor:
         to = self.maker.shared(f"{name}_shape", np.array(shape, np.int64))
         found = self.maker.emit(self.body, "Reshape", [tensor, to], name)
         found.shape = shape
         return found
+
+
+def scales_of_codebook(
+    body: Graph, view: g.WeightView, q: CodebookTensor, maker: g.Maker
+) -> gs.Tensor:
+    """Scales in the type of the weight, in the order of (out, blocks)."""
+    name, dtype, scale = view.tensor.name, np.dtype(view.tensor.dtype), q.scale
+    if not isinstance(scale, ScaleCodes):
+        return scale_tensor(body, name, scale, dtype, maker)
+    shared, base = maker.shared, f"{name}_scale"
+
+    def emit(op: str, *inputs: gs.Tensor, **attributes: int) -> gs.Variable:
+        return maker.emit(body, op, list(inputs), base, **attributes)
+
+    codes, count = in_super_blocks(scale.codes), scale.codes.size
+    real = emit("Cast", shared(f"{base}_codes", codes), to=int(onnx.TensorProto.FLOAT))
+    for op, values in (("Mul", scale.step[:, None]), ("Add", scale.mean)):
+        real = emit(op, real, shared(f"{base}_{op}", values))
+    flat = emit("Reshape", real, shared(f"{base}_shape", np.array([codes.size], np.int64)))
+    flat.shape = (codes.size,)
+    if count < codes.size:
+        ends = (shared(f"{base}_ends", np.array([n], np.int64)) for n in (0, count))
+        flat = emit("Slice", flat, *ends)
+    if dtype != np.float32:
+        flat = emit("Cast", flat, to=int(onnx.helper.np_dtype_to_tensor_dtype(dtype)))
+    flat.dtype = dtype
+    return flat
 
 
 def kernel_bits(levels: g.Array) -> int:

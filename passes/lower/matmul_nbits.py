@@ -22,7 +22,7 @@ scales, and be wrong. `g_idx` is wrong with packed zero points and at 2 bits: it
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import onnx
@@ -83,6 +83,25 @@ def lower_weights(body: Graph, node: Node, plan: NodePlan, ctx: Context, maker: 
     return lower_product(body, node, operands, level, maker)
 
 
+class Product(Protocol):
+    """A matrix W (rows, columns) in the form that an operator multiplies with."""
+
+    @property
+    def rows(self) -> int: ...
+
+    def multiply(
+        self,
+        body: Graph,
+        x: gs.Tensor,
+        bias: gs.Tensor | None,
+        accuracy_level: int,
+        name: str,
+        maker: g.Maker,
+    ) -> gs.Variable:
+        """x (…, columns) · Wᵀ + bias, (…, rows)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Operands:
     """What MatMulNBits multiplies with: W (rows, columns) as codes, and how they are packed."""
@@ -108,6 +127,25 @@ class Operands:
         codes.dtype = np.dtype(np.uint8)
         tensors = [codes, *_grid(body, name, q, dtype, maker)]
         return cls(tensors, rows, columns, bits, block)
+
+    def multiply(
+        self,
+        body: Graph,
+        x: gs.Tensor,
+        bias: gs.Tensor | None,
+        accuracy_level: int,
+        name: str,
+        maker: g.Maker,
+    ) -> gs.Variable:
+        inputs = [x, *self.tensors]
+        if bias is not None:
+            inputs += [*(gs.Variable.empty() for _ in range(5 - len(inputs))), bias]
+        y = maker.emit(
+            body, "MatMulNBits", inputs, name, K=self.columns, N=self.rows,
+            bits=self.bits, block_size=self.block, accuracy_level=accuracy_level,
+        )  # fmt: skip
+        y.inputs[0].domain = CONTRIB
+        return y
 
 
 def _look_up(body: Graph, node: Node, q: QTensor, maker: g.Maker) -> int:
@@ -179,9 +217,9 @@ def scale_tensor(
 
 
 def lower_product(
-    body: Graph, node: Node, operands: Operands, accuracy_level: int, maker: g.Maker
+    body: Graph, node: Node, operands: Product, accuracy_level: int, maker: g.Maker
 ) -> int:
-    """MatMulNBits in the place of a MatMul or Gemm."""
+    """The product with a matrix of codes in the place of a MatMul or Gemm."""
     x, bias, rest = node.inputs[0], None, None
     alpha, beta = (float(node.attrs.get(key, 1.0)) for key in ("alpha", "beta"))
 
@@ -198,32 +236,11 @@ def lower_product(
             rest = node.inputs[2]
             if alpha == beta == 1 and g.is_constant(rest) and rest.shape == (operands.rows,):
                 bias, rest = rest, None
-    y = times(multiply(body, x, operands, accuracy_level, node.name, maker, bias), alpha)
+    y = times(operands.multiply(body, x, bias, accuracy_level, node.name, maker), alpha)
     if rest is not None:
         y = maker.emit(body, "Add", [y, times(rest, beta)], node.name)
     g.replace_node(body, node, y)
     return 1
-
-
-def multiply(
-    body: Graph,
-    x: gs.Tensor,
-    operands: Operands,
-    accuracy_level: int,
-    name: str,
-    maker: g.Maker,
-    bias: gs.Tensor | None = None,
-) -> gs.Variable:
-    """x (…, columns) · Wᵀ + bias, (…, rows)."""
-    inputs = [x, *operands.tensors]
-    if bias is not None:
-        inputs += [*(gs.Variable.empty() for _ in range(5 - len(inputs))), bias]
-    y = maker.emit(
-        body, "MatMulNBits", inputs, name, K=operands.columns, N=operands.rows,
-        bits=operands.bits, block_size=operands.block, accuracy_level=accuracy_level,
-    )  # fmt: skip
-    y.inputs[0].domain = CONTRIB
-    return y
 
 
 def _products(
@@ -244,7 +261,7 @@ def _products(
         step = None if q.step is None else q.step[rows]
         matrix = replace(q, codes=q.codes[rows], scale=q.scale[rows], zero=q.zero[rows], step=step)
         operands = Operands.of(body, f"{name}_{number}", matrix, view.tensor.dtype, maker)
-        found.append(multiply(body, part, operands, accuracy_level, node.name, maker))
+        found.append(operands.multiply(body, part, None, accuracy_level, node.name, maker))
     missing = np.arange(max(0, view.rank - rank))
     if missing.size:
         axes = maker.shared(f"{node.name}_axes", missing)

@@ -22,6 +22,7 @@ from onnxq import graph as g
 from onnxq.errors import OnnxqError
 from onnxq.graph import Graph
 from onnxq.graph.patterns import find, inside
+from onnxq.ops import OPSET
 from onnxq.pipeline import Context, Pass
 from onnxq.target import Form, Format, Target
 
@@ -136,6 +137,8 @@ class Assign(Pass):
         least = max(f.opset if standard else f.opset_of_bytes for f in formats)
         if self.form == INTEGER:
             least = max(least, Format(None, WIDE).opset)
+        if self.form == "weights" and ctx.target.custom_operators:
+            least = max(least, OPSET)  # of the functions that come with such operators
         if graph.opset < least:
             Normalize(least).apply(graph, ctx)
         return Wishes(
