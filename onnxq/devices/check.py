@@ -13,6 +13,8 @@ from onnxq.devices.happened import compare
 from onnxq.devices.place import Job, Place, ask
 from onnxq.devices.verdicts import CheckReport, judge
 from onnxq.errors import OnnxqError
+from onnxq.ops.library import find_library
+from onnxq.runtime import names_operators
 from onnxq.target import CPU, Target, load_target
 
 
@@ -35,13 +37,19 @@ def check(
     device = target if isinstance(target, Target) else load_target(target)
     place = _place(device, ep) if run or ep else None
     progress("check", 0, 1)
-    graph = g.load(model)
+    kernels = CPU in device.providers and device.is_here and find_library() is not None
+    graph = g.load(model, operators=kernels)
     found = judge(graph, device, bool(custom_ops))
     report = CheckReport(str(model), device.name, (device.providers or (CPU,))[0], found)
     if "integer" in device.lacks and _has_integer_functions(model):
         report.warnings.append(
             f"this model of integers alone says something else on {device.name}: "
             f"{device.lacks['integer']}; quantize with another preset"
+        )
+    if not kernels and names_operators(model):
+        report.warnings.append(
+            f"{device.name} has no kernels for the operators of onnxq in this model: their functions "
+            "compute them, slowly and with float weights in memory; quantize without --ops"
         )
     if place is None:
         return report
@@ -62,7 +70,7 @@ def check(
 
 def _has_integer_functions(model: str | Path) -> bool:
     functions = onnx.load(model, load_external_data=False).functions
-    return any(function.domain == ops.DOMAIN for function in functions)
+    return any(f.domain == ops.DOMAIN and f.name in ops.FUNCTIONS for f in functions)
 
 
 def _place(target: Target, ep: str | None) -> Place:

@@ -14,6 +14,7 @@ from onnxq.devices.precision import clashes
 from onnxq.devices.rows import has_whole_blocks, is_depthwise, is_plain, plain_value, takes
 from onnxq.devices.units import Unit
 from onnxq.graph import Graph, Node
+from onnxq.ops import DOMAIN
 from onnxq.target import Support, Target, load_target
 
 Kind = Literal["integer", "runs", "folded", "not fused", "falls back", "will not run"]
@@ -165,6 +166,9 @@ class _Judge:
         made = Verdict(node.name, node.op, "runs")
         if units.is_folded(node, self.fixed, self.shapes):
             made.kind, made.reason = "folded", "computed when the model is loaded"
+            return made
+        if node.domain == DOMAIN:  # with kernels in the library, or a function of its own
+            made.kind = "integer" if units.reads_codes(node) else "runs"
             return made
         if (node.domain or "") not in _KNOWN_DOMAINS:
             return self._foreign(made, node)
