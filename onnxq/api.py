@@ -128,11 +128,11 @@ def quantize(
     quantizes what is slower in integers on this machine too. `bits` and `block_size` change those
     of a preset of weights alone. `strict` refuses a model in which `integer-only` would leave an
     operator float. `fuse` writes a QDQ recipe's result in the runtime's own integer operators:
-    faster there, and for nothing else. `ops` keeps codebooks, lattice points and 3 bits as they are,
+    faster there, and for nothing else. `ops` keeps codebooks, lattice points and 3 bits as codes,
     in memory too, in onnxq's own operators: their kernels are fast where onnxq's library is, and
-    elsewhere functions of standard operators compute them, slowly. `memory_budget` is how many bytes the
-    statistics of layers may take at a time, `resume` takes over the layers that an interrupted run
-    of the same model, recipe and samples had solved. `write=False` writes no file.
+    elsewhere functions of standard operators compute them, slowly. `memory_budget` is how many
+    bytes the statistics of layers may take at a time, `resume` takes over the layers that an
+    interrupted run of the same model, recipe and samples had solved. `write=False` writes no file.
     `custom_ops` are libraries of operators that the model uses beside the runtime's own.
 
     Raises OnnxqError, with nothing written, for bad input and for a result that does not hold.

@@ -48,8 +48,9 @@ def check(
         )
     if not kernels and names_operators(model):
         report.warnings.append(
-            f"{device.name} has no kernels for the operators of onnxq in this model: their functions "
-            "compute them, slowly and with float weights in memory; quantize without --ops"
+            f"{device.name} has no kernels for the operators of onnxq in this model: functions of "
+            "standard operators compute them, slowly and with float weights in memory; quantize "
+            "without --ops"
         )
     if place is None:
         return report
