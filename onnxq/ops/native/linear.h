@@ -104,29 +104,30 @@ inline void infer_linear(const ort::Inference& inference, std::size_t channels_o
 }
 
 // The work on rows × groups of channels in pieces that are worth a thread's while.
-struct Pieces {
-    static constexpr std::size_t rows_at_once = 128;  // of x: they stay in the L2 cache
-    static constexpr std::size_t least_products = std::size_t{1} << 18, most_pieces = 64;
-
-    std::size_t rows, groups, groups_at_once, group_pieces;
-
-    Pieces(std::size_t all_rows, std::size_t all_groups, std::size_t products_per_group_and_row)
-        : rows(all_rows), groups(all_groups) {
+class Pieces {
+  public:
+    Pieces(std::size_t rows, std::size_t groups, std::size_t products_per_group_and_row)
+        : rows_(rows), groups_(groups), row_pieces_((rows + most_rows - 1) / most_rows) {
         const std::size_t per_group =
-            std::max<std::size_t>(products_per_group_and_row * std::min(rows, rows_at_once), 1);
-        groups_at_once = std::max({std::size_t{1}, least_products / per_group,
-                                   (groups + most_pieces - 1) / most_pieces});
-        group_pieces = (groups + groups_at_once - 1) / groups_at_once;
+            std::max<std::size_t>(products_per_group_and_row * (rows / row_pieces_), 1);
+        groups_at_once_ = std::max({std::size_t{1}, least_products / per_group,
+                                    (groups + most_group_pieces - 1) / most_group_pieces});
+        group_pieces_ = (groups + groups_at_once_ - 1) / groups_at_once_;
     }
-    std::size_t count() const {
-        return group_pieces * ((rows + rows_at_once - 1) / rows_at_once);
-    }
-    std::size_t row_begin(std::size_t i) const { return i / group_pieces * rows_at_once; }
-    std::size_t row_end(std::size_t i) const { return std::min(rows, row_begin(i) + rows_at_once); }
-    std::size_t group_begin(std::size_t i) const { return i % group_pieces * groups_at_once; }
+
+    std::size_t count() const { return row_pieces_ * group_pieces_; }
+    std::size_t row_begin(std::size_t i) const { return rows_ * (i / group_pieces_) / row_pieces_; }
+    std::size_t row_end(std::size_t i) const { return row_begin(i + group_pieces_); }
+    std::size_t group_begin(std::size_t i) const { return i % group_pieces_ * groups_at_once_; }
     std::size_t group_end(std::size_t i) const {
-        return std::min(groups, group_begin(i) + groups_at_once);
+        return std::min(groups_, group_begin(i) + groups_at_once_);
     }
+
+  private:
+    static constexpr std::size_t most_rows = 128;  // of x at a time: they stay in the L2 cache
+    static constexpr std::size_t least_products = std::size_t{1} << 18, most_group_pieces = 64;
+
+    std::size_t rows_, groups_, row_pieces_, groups_at_once_, group_pieces_;
 };
 
 }  // namespace onnxq

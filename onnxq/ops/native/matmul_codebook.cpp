@@ -153,18 +153,21 @@ void multiply(const ort::Call& call, const Linear& linear, const FloatWeights& w
               const CodebookKernels& kernels) {
     const std::size_t rows = linear.rows(), columns = weights.columns();
     const bool as_it_is = !linear.is_half() && columns == linear.columns();
-    const bool needs_sums = weights.offsets && rows == 1;
+    const bool needs_sums = weights.offsets && rows <= few_rows;
     Scratch scratch;
     FloatOutput output(linear, scratch);
     const auto padded = scratch.reserve<float>(as_it_is ? 0 : rows * columns);
-    const auto sums = scratch.reserve<float>(needs_sums ? weights.blocks : 0);
+    const auto sums = scratch.reserve<float>(needs_sums ? rows * weights.blocks : 0);
     scratch.allocate();
 
     if (!as_it_is)
         for (std::size_t row = 0; row < rows; row++)
             linear.copy_row(row, padded.get() + row * columns, columns);
-    const FloatRows x{as_it_is ? linear.float_x() : padded.get(), columns, sums.get()};
-    if (needs_sums) add_block_sums(x.x, weights.block, weights.blocks, sums.get());
+    const FloatRows x{as_it_is ? linear.float_x() : padded.get(), columns,
+                      needs_sums ? sums.get() : nullptr};
+    for (std::size_t row = 0; needs_sums && row < rows; row++)
+        add_block_sums(x.x + row * columns, weights.block, weights.blocks,
+                       sums.get() + row * weights.blocks);
 
     const Output out = output.get();
     const Pieces pieces(rows, (weights.channels + lanes - 1) / lanes, columns * lanes);

@@ -15,12 +15,16 @@ constexpr std::size_t round_up(std::size_t value, std::size_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
-// Bytes that begin at a cache line.
+struct AlignedDelete {
+    std::align_val_t alignment{cache_line};
+    void operator()(std::byte* memory) const { ::operator delete[](memory, alignment); }
+};
+
+// Bytes that begin at a cache line; large ones lie in huge pages where the system has them.
 class AlignedBuffer {
   public:
     AlignedBuffer() = default;
-    explicit AlignedBuffer(std::size_t size)
-        : memory_(new(std::align_val_t{cache_line}) std::byte[size]), size_(size) {}
+    explicit AlignedBuffer(std::size_t size);
 
     std::byte* data() const { return memory_.get(); }
     std::size_t size() const { return size_; }
@@ -30,12 +34,7 @@ class AlignedBuffer {
     }
 
   private:
-    struct Delete {
-        void operator()(std::byte* memory) const {
-            ::operator delete[](memory, std::align_val_t{cache_line});
-        }
-    };
-    std::unique_ptr<std::byte[], Delete> memory_;
+    std::unique_ptr<std::byte[], AlignedDelete> memory_;
     std::size_t size_ = 0;
 };
 

@@ -13,6 +13,7 @@ namespace onnxq {
 
 inline constexpr std::size_t levels = 16;       // of a codebook
 inline constexpr std::size_t lanes = 16;        // output channels side by side, floats of a vector
+inline constexpr std::size_t few_rows = 8;      // of x: float products look levels up on the way
 inline constexpr std::size_t most_block = 256;  // input channels that share a scale
 
 // For products of integers: 16 output channels side by side, a lane each, so that no sum ever
@@ -78,7 +79,7 @@ struct RoundedRows {
 struct FloatRows {
     const float* x = nullptr;
     std::size_t stride = 0;       // floats from row to row
-    const float* sums = nullptr;  // [rows][blocks]: of x; needed where weights have offsets
+    const float* sums = nullptr;  // [rows][blocks], of x; given for few_rows and offsets
 };
 
 struct Range {
