@@ -2,12 +2,16 @@
 #pragma once
 
 #include "codebook/kernels.h"
+#include "hadamard/kernels.h"
+#include "lattice/kernels.h"
 
 namespace onnxq {
 
 struct Kernels {
     const char* isa;  // as ONNXQ_OPS_ISA names it
     CodebookKernels codebook;
+    LatticeKernels lattice;
+    Walsh walsh;
 };
 
 // Of the sets built into the library that this CPU and its system can run, the best; or the one

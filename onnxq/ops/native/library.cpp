@@ -2,8 +2,10 @@
 //
 // A model may hold functions of this domain too, also of these operators' names: onnxruntime 1.31
 // takes the kernel where one is registered, and the model's function where none is.
+#include "hadamard_transform.h"
 #include "kernels.h"
 #include "matmul_codebook.h"
+#include "matmul_lattice.h"
 #include "operator.h"
 #include "ort.h"
 
@@ -29,7 +31,7 @@ ort::OrtCustomOpDomain* shared_domain(const ort::OrtApi* api) {
     static ort::OrtCustomOpDomain* const domain = [api] {
         ort::OrtCustomOpDomain* made = nullptr;
         ort::check(ort::entry::CreateCustomOpDomain(api, "ai.onnxq", &made));
-        add_operators<MatMulCodebook>(api, made);
+        add_operators<MatMulCodebook, MatMul3, MatMulLattice, HadamardTransform>(api, made);
         return made;
     }();
     return domain;

@@ -1,6 +1,6 @@
 #include "matmul_codebook.h"
 
-#include "linear.h"
+#include "linear_product.h"
 
 namespace onnxq {
 
@@ -32,17 +32,18 @@ Numbers scales_of(const Tensor& scales, std::int64_t channels, std::int64_t bloc
     return result;
 }
 
-Numbers codebook_of(const Tensor& codebook, std::int64_t channels, std::int64_t blocks) {
+Numbers codebook_of(const Tensor& codebook, std::int64_t channels, std::int64_t blocks,
+                    std::int64_t size) {
     const Shape& shape = codebook.shape;
     require(codebook.type == Element::int8 || codebook.type == Element::float32, "codebook is ",
             name(codebook.type), "; it must be int8 or float32");
     require(shape.rank == 3 && (shape[0] == 1 || shape[0] == channels) &&
-                (shape[1] == 1 || shape[1] == blocks) && shape[2] == 16,
+                (shape[1] == 1 || shape[1] == blocks) && shape[2] == size,
             "codebook has shape ", shape, "; it must be [1 or ", channels, ", 1 or ", blocks,
-            ", 16]");
+            ", ", size, "]");
     Numbers result = numbers(codebook);
-    if (shape[1] > 1) result.per_block = 16;
-    if (shape[0] > 1) result.per_channel = static_cast<std::size_t>(shape[1]) * 16;
+    if (shape[1] > 1) result.per_block = static_cast<std::size_t>(size);
+    if (shape[0] > 1) result.per_channel = static_cast<std::size_t>(shape[1] * size);
     return result;
 }
 
@@ -65,24 +66,40 @@ Numbers zero_points_of(const Tensor& zero_points, const Tensor& scales, std::int
 }
 
 CodebookMatrix matrix_of(const Tensor& codes, const Tensor& scales, const Tensor& codebook,
-                         const Tensor& zero_points) {
+                         const Tensor& zero_points, std::int64_t bits) {
     require(codes.type == Element::uint8, "codes is ", name(codes.type), "; it must be uint8");
     require(codes.shape.rank == 3, "codes has shape ", codes.shape,
-            "; it must be [channels, blocks, block / 2]");
+            "; it must be [channels, blocks, ", bits, " · block / 8]");
     const std::int64_t channels = codes.shape[0], blocks = codes.shape[1];
-    const std::int64_t block = 2 * codes.shape[2];
-    require(block >= 16 && block <= 256 && block % 16 == 0, "codes has shape ", codes.shape,
-            ", blocks of ", block, "; they must be multiples of 16 from 16 to 256");
+    const std::int64_t bytes = codes.shape[2], block = bytes <= 128 ? 8 * bytes / bits : 0;
+    require(block >= 16 && block <= 256 && block % 16 == 0 && bytes * 8 == block * bits,
+            "codes has shape ", codes.shape,
+            ", blocks of ", bytes, " bytes; they must hold a multiple of 16 codes from 16 to 256");
     require(blocks > 0, "codes has shape ", codes.shape, ", without a block");
     CodebookMatrix matrix;
     matrix.channels = static_cast<std::size_t>(channels);
     matrix.blocks = static_cast<std::size_t>(blocks);
     matrix.block = static_cast<std::size_t>(block);
+    matrix.bits = static_cast<std::size_t>(bits);
     matrix.codes = codes.as<std::uint8_t>();
     matrix.scales = scales_of(scales, channels, blocks);
-    matrix.codebook = codebook_of(codebook, channels, blocks);
+    matrix.codebook = codebook_of(codebook, channels, blocks, std::int64_t{1} << bits);
     matrix.zero_points = zero_points_of(zero_points, scales, channels, blocks);
     return matrix;
+}
+
+// Codes of three bits become four, for 16 channels at a time.
+void by_groups(const FloatWeights& weights, const CodebookKernels& kernels, const FloatRows& x,
+               Range rows, Range groups, const Output& out) {
+    Scratch scratch;
+    const auto codes = scratch.reserve<std::uint8_t>(lanes * weights.units() * 16);
+    scratch.allocate();
+    for (std::size_t group = groups.begin; group < groups.end; group++) {
+        const std::size_t first = group * lanes;
+        const FloatWeights part = four_bits(weights, first, codes.get());
+        const Output there{out.y + first, out.stride, out.bias ? out.bias + first : nullptr};
+        kernels.float_product(part, x, rows, {0, part.channels}, there);
+    }
 }
 
 void add_block_sums(const float* x, std::size_t block, std::size_t blocks, float* sums) {
@@ -94,91 +111,36 @@ void add_block_sums(const float* x, std::size_t block, std::size_t blocks, float
     }
 }
 
-// Room for y in floats where y is not of floats, and for the bias where it has to be spread.
-struct FloatOutput {
-    const Linear& linear;
-    Scratch::Part<float> y, bias;
-
-    FloatOutput(const Linear& of, Scratch& scratch)
-        : linear(of),
-          y(scratch.reserve<float>(of.is_half() ? of.rows() * of.channels() : 0)),
-          bias(scratch.reserve<float>(of.bias_needs_copy() ? of.channels() : 0)) {}
-
-    Output get() const {
-        return {linear.is_half() ? y.get() : linear.float_y(), linear.channels(),
-                linear.bias(bias.get())};
-    }
-};
-
 void multiply(const ort::Call& call, const Linear& linear, const IntegerWeights& weights,
               const CodebookKernels& kernels) {
-    const std::size_t rows = linear.rows(), columns = weights.blocks * weights.block;
-    Scratch scratch;
-    FloatOutput output(linear, scratch);
-    const auto codes = scratch.reserve<std::int8_t>(rows * columns);
-    const auto scales = scratch.reserve<float>(rows * weights.blocks);
-    const auto sums = scratch.reserve<std::int32_t>(rows * weights.blocks);
-    const auto floats = scratch.reserve<float>(linear.is_half() ? rows * linear.columns() : 0);
-    scratch.allocate();
-
-    const RoundedRows x{weights.block, weights.blocks, codes.get(), scales.get(), sums.get()};
-    const auto round = [&](Range of) {
-        if (linear.is_half())
-            for (std::size_t row = of.begin; row < of.end; row++)
-                linear.copy_row(row, floats.get() + row * linear.columns(), linear.columns());
-        kernels.round_rows(linear.is_half() ? floats.get() : linear.float_x(), linear.columns(),
-                           of, x);
-    };
-    constexpr std::size_t rows_at_once = 16;
-    if (rows <= rows_at_once)
-        round({0, rows});
-    else
-        call.parallel((rows + rows_at_once - 1) / rows_at_once, [&](std::size_t i) {
-            round({i * rows_at_once, std::min(rows, (i + 1) * rows_at_once)});
-        });
-
-    const Output out = output.get();
-    const Pieces pieces(rows, weights.groups(), columns * lanes);
-    call.parallel(pieces.count(), [&](std::size_t i) {
-        const Range of_rows{pieces.row_begin(i), pieces.row_end(i)};
-        const Range groups{pieces.group_begin(i), pieces.group_end(i)};
-        kernels.integer_product(weights, x, of_rows, groups, out);
-        if (linear.is_half())
-            linear.store_half(out.y, of_rows.begin, of_rows.end, groups.begin * lanes,
-                              std::min(groups.end * lanes, linear.channels()));
-    });
+    multiply_rounded(call, linear, weights.block, weights.blocks, kernels,
+                     [&](const RoundedRows& x, Range rows, Range groups, const Output& out) {
+                         kernels.integer_product(weights, x, rows, groups, out);
+                     });
 }
 
 void multiply(const ort::Call& call, const Linear& linear, const FloatWeights& weights,
               const CodebookKernels& kernels) {
-    const std::size_t rows = linear.rows(), columns = weights.columns();
-    const bool as_it_is = !linear.is_half() && columns == linear.columns();
+    const std::size_t rows = linear.rows();
     const bool needs_sums = weights.offsets && rows <= few_rows;
     Scratch scratch;
-    FloatOutput output(linear, scratch);
-    const auto padded = scratch.reserve<float>(as_it_is ? 0 : rows * columns);
     const auto sums = scratch.reserve<float>(needs_sums ? rows * weights.blocks : 0);
     scratch.allocate();
-
-    if (!as_it_is)
+    const auto prepare = [&](FloatRows& x) {
+        if (!needs_sums) return;
         for (std::size_t row = 0; row < rows; row++)
-            linear.copy_row(row, padded.get() + row * columns, columns);
-    const FloatRows x{as_it_is ? linear.float_x() : padded.get(), columns,
-                      needs_sums ? sums.get() : nullptr};
-    for (std::size_t row = 0; needs_sums && row < rows; row++)
-        add_block_sums(x.x + row * columns, weights.block, weights.blocks,
-                       sums.get() + row * weights.blocks);
-
-    const Output out = output.get();
-    const Pieces pieces(rows, (weights.channels + lanes - 1) / lanes, columns * lanes);
-    call.parallel(pieces.count(), [&](std::size_t i) {
-        const Range of_rows{pieces.row_begin(i), pieces.row_end(i)};
-        const Range channels{pieces.group_begin(i) * lanes,
-                             std::min(pieces.group_end(i) * lanes, weights.channels)};
-        kernels.float_product(weights, x, of_rows, channels, out);
-        if (linear.is_half())
-            linear.store_half(out.y, of_rows.begin, of_rows.end, channels.begin, channels.end);
-    });
+            add_block_sums(x.x + row * x.stride, weights.block, weights.blocks,
+                           sums.get() + row * weights.blocks);
+        x.sums = sums.get();
+    };
+    multiply_floats(call, linear, weights.columns(), prepare,
+                    [&](const FloatRows& x, Range of, Range groups, const Output& out) {
+                        if (weights.bits == 3)
+                            return by_groups(weights, kernels, x, of, groups, out);
+                        const Range channels{groups.begin * lanes,
+                                             std::min(groups.end * lanes, weights.channels)};
+                        kernels.float_product(weights, x, of, channels, out);
+                    });
 }
 
 }  // namespace
@@ -187,8 +149,8 @@ void MatMulCodebook::infer(const ort::Inference& inference) {
     infer_linear(inference, codes_input);
 }
 
-MatMulCodebook::MatMulCodebook(const ort::NodeInfo& node)
-    : kernels_(&kernels()), round_x_(false) {
+MatMulCodebook::MatMulCodebook(const ort::NodeInfo& node, std::int64_t bits)
+    : bits_(bits), kernels_(&kernels()), round_x_(false) {
     const std::int64_t accuracy_level = node.attribute("accuracy_level", 0);
     require(accuracy_level == 0 || accuracy_level == 4, "accuracy_level is ", accuracy_level,
             "; it must be 0 or 4");
@@ -201,7 +163,7 @@ MatMulCodebook::MatMulCodebook(const ort::NodeInfo& node)
 
 MatMulCodebook::Packed MatMulCodebook::pack(const Operands& operands) const {
     const CodebookMatrix matrix =
-        matrix_of(operands.codes, operands.scales, operands.codebook, operands.zero_points);
+        matrix_of(operands.codes, operands.scales, operands.codebook, operands.zero_points, bits_);
     Packed packed{matrix.channels, matrix.block, matrix.blocks, {}, {}};
     if (round_x_ && operands.codebook.type == Element::int8)
         packed.integers.emplace(matrix);

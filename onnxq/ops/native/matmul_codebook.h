@@ -30,8 +30,11 @@ class MatMulCodebook {
                                           Presence::optional, Presence::optional};
 
     static void infer(const ort::Inference&);
-    explicit MatMulCodebook(const ort::NodeInfo&);
+    explicit MatMulCodebook(const ort::NodeInfo& node) : MatMulCodebook(node, 4) {}
     void compute(const ort::Call&) const;
+
+  protected:
+    MatMulCodebook(const ort::NodeInfo&, std::int64_t bits);
 
   private:
     struct Packed {
@@ -45,10 +48,23 @@ class MatMulCodebook {
 
     Packed pack(const Operands&) const;
 
+    std::int64_t bits_;  // of a code
     const Kernels* kernels_;
     bool round_x_;
     bool packed_zero_points_ = false;
     std::optional<Packed> packed_;
+};
+
+// The same with codes of three bits and eight levels:
+//
+// codes        uint8 (N, blocks, 3 · block / 8); of each block first the low two bits of all codes,
+//              four codes a byte, then the high bits, eight a byte, the first in the lowest bits
+// codebook     int8 or float32 (1 or N, 1 or blocks, 8)
+class MatMul3 : public MatMulCodebook {
+  public:
+    static constexpr const char* name = "MatMul3";
+
+    explicit MatMul3(const ort::NodeInfo& node) : MatMulCodebook(node, 3) {}
 };
 
 }  // namespace onnxq

@@ -57,10 +57,10 @@ class Scratch {
         std::size_t offset_;
     };
 
-    Scratch() : buffer_(std::move(kept())) {}  // a call within this one finds the place empty
+    Scratch() : buffer_(std::exchange(kept(depth()++), AlignedBuffer())) {}
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
-    ~Scratch() { kept() = std::move(buffer_); }
+    ~Scratch() { kept(--depth()) = std::move(buffer_); }
 
     template <class T>
     Part<T> reserve(std::size_t count) {
@@ -73,9 +73,15 @@ class Scratch {
     }
 
   private:
-    static AlignedBuffer& kept() {
-        thread_local AlignedBuffer buffer;
-        return buffer;
+    static constexpr std::size_t deepest = 3;  // a call in two parts, and a piece of its work on its thread
+
+    static std::size_t& depth() {
+        thread_local std::size_t count = 0;
+        return count;
+    }
+    static AlignedBuffer& kept(std::size_t depth) {
+        thread_local AlignedBuffer buffers[deepest];
+        return buffers[depth];
     }
     AlignedBuffer buffer_;
     std::size_t used_ = 0;

@@ -13,8 +13,21 @@
 namespace onnxq {
 namespace {
 
+// 128 codes: of 16 channels for columns 8 k8 … 8 k8 + 3, and for the next four.
+template <class Simd, int bits>
+inline void read_codes(const std::uint8_t* codes, std::size_t k8, typename Simd::Bytes& low,
+                       typename Simd::Bytes& high) {
+    if constexpr (bits == 3) {
+        Simd::three_bits(codes + 48 * k8, low, high);
+    } else {
+        const auto both = Simd::load(codes + 64 * k8);
+        low = Simd::low(both);
+        high = Simd::high(both);
+    }
+}
+
 // Levels by code, from a table that all 16 channels share.
-template <class Simd>
+template <class Simd, int bits>
 class SharedLevels {
   public:
     SharedLevels(const IntegerWeights& weights, std::size_t)
@@ -22,9 +35,9 @@ class SharedLevels {
 
     void open(const std::uint8_t* record) { codes_ = record + codes_at_; }
     void read(std::size_t k8, typename Simd::Bytes& low, typename Simd::Bytes& high) const {
-        const auto codes = Simd::load(codes_ + 64 * k8);
-        low = Simd::lookup(table_, Simd::low(codes));
-        high = Simd::lookup(table_, Simd::high(codes));
+        read_codes<Simd, bits>(codes_, k8, low, high);
+        low = Simd::lookup(table_, low);
+        high = Simd::lookup(table_, high);
     }
 
   private:
@@ -34,7 +47,7 @@ class SharedLevels {
 };
 
 // Levels by code, from a table for each of the 16 channels, which may change with every block.
-template <class Simd>
+template <class Simd, int bits>
 class ChannelLevels {
   public:
     ChannelLevels(const IntegerWeights& weights, std::size_t group)
@@ -50,9 +63,9 @@ class ChannelLevels {
             tables_ = Simd::tables(reinterpret_cast<const std::int8_t*>(record + tables_at_));
     }
     void read(std::size_t k8, typename Simd::Bytes& low, typename Simd::Bytes& high) const {
-        const auto codes = Simd::load(codes_ + 64 * k8);
-        low = Simd::lookup(tables_, Simd::low(codes));
-        high = Simd::lookup(tables_, Simd::high(codes));
+        read_codes<Simd, bits>(codes_, k8, low, high);
+        low = Simd::lookup(tables_, low);
+        high = Simd::lookup(tables_, high);
     }
 
   private:
@@ -220,13 +233,22 @@ void integer_product_with(const IntegerWeights& weights, const RoundedRows& x, R
     }
 }
 
+template <class Simd, int bits>
+void integer_product_of(const IntegerWeights& weights, const RoundedRows& x, Range rows,
+                        Range groups, const Output& out) {
+    if (weights.tables_are == IntegerWeights::Tables::one)
+        integer_product_with<Simd, SharedLevels<Simd, bits>>(weights, x, rows, groups, out);
+    else
+        integer_product_with<Simd, ChannelLevels<Simd, bits>>(weights, x, rows, groups, out);
+}
+
 template <class Simd>
 void integer_product(const IntegerWeights& weights, const RoundedRows& x, Range rows, Range groups,
                      const Output& out) {
-    if (weights.tables_are == IntegerWeights::Tables::one)
-        integer_product_with<Simd, SharedLevels<Simd>>(weights, x, rows, groups, out);
+    if (weights.bits == 3)
+        integer_product_of<Simd, 3>(weights, x, rows, groups, out);
     else
-        integer_product_with<Simd, ChannelLevels<Simd>>(weights, x, rows, groups, out);
+        integer_product_of<Simd, 4>(weights, x, rows, groups, out);
 }
 
 }  // namespace

@@ -33,12 +33,21 @@ struct Numbers {
 // W as a model has it.
 struct CodebookMatrix {
     std::size_t channels = 0, block = 0, blocks = 0;
-    const std::uint8_t* codes = nullptr;  // (channels, blocks, block / 2), low half first
+    std::size_t bits = 4;
+    // (channels, blocks, bits · block / 8): four bits, low half first; or three, the low two of all
+    // codes of a block before their high ones.
+    const std::uint8_t* codes = nullptr;
     Numbers scales, codebook, zero_points;
 
-    std::size_t code(std::size_t channel, std::size_t of_block, std::size_t k) const {
-        const std::size_t byte = (channel * blocks + of_block) * (block / 2) + k / 2;
-        return codes[byte] >> (k % 2 * 4) & 15;
+    unsigned code(std::size_t channel, std::size_t of_block, std::size_t k) const {
+        const std::uint8_t* of = codes + (channel * blocks + of_block) * (block * bits / 8);
+        if (bits == 4) return of[k / 2] >> (k % 2 * 4) & 15u;
+        const unsigned low = of[k / 4] >> (k % 4 * 2) & 3u;
+        return low | (of[block / 4 + k / 8] >> (k % 8) & 1u) << 2;
+    }
+    // Tables have room for 16 levels; codes of three bits reach the first eight.
+    float level(std::size_t channel, std::size_t of_block, std::size_t index) const {
+        return index >> bits ? 0.0f : codebook.at(channel, of_block, index);
     }
 };
 
@@ -62,5 +71,8 @@ class PackedFloatWeights {
     AlignedBuffer codes_;
     std::vector<float> scales_, offsets_, tables_;
 };
+
+// 16 channels from `first` on of weights of three bits, with four in `codes` (16, units, 16).
+FloatWeights four_bits(const FloatWeights&, std::size_t first, std::uint8_t* codes);
 
 }  // namespace onnxq

@@ -25,10 +25,15 @@ inline constexpr std::size_t most_block = 256;  // input channels that share a s
 //     int8   tables[4][4][16]      if the codebook is one per block
 //     uint8  codes[block / 8][64]  byte 4·lane + i: code of k + i, and in its high half k + 4 + i
 //
+// Codes of three bits take 48 bytes for each eight columns. The code that would be in byte i of 64,
+// in its half h, has its low two bits in byte i mod 32, from bit 4·h + 2·⌊i / 32⌋ on, and the other
+// in byte 32 + i mod 16, bit 4·h + ⌊i / 16⌋.
+//
 // Vectors look levels up within 16 bytes, which are four channels. Where each channel has levels of
 // its own, tables[j][i] are those of channel 4·i + j: the levels of every fourth channel at once.
 struct IntegerWeights {
     std::size_t channels = 0, block = 0, blocks = 0;
+    std::size_t bits = 4;  // of a code: 3 or 4
     bool has_zero_points = false;
     enum class Tables { one, per_channel, per_block } tables_are = Tables::one;
     const std::int8_t* tables = nullptr;    // [16], or [groups][256]
@@ -42,7 +47,7 @@ struct IntegerWeights {
     std::size_t codes_at() const {
         return tables_at() + (tables_are == Tables::per_block ? tables_bytes : 0);
     }
-    std::size_t record_bytes() const { return codes_at() + block / 8 * 64; }
+    std::size_t record_bytes() const { return codes_at() + block * 2 * bits; }
     const std::uint8_t* record(std::size_t group, std::size_t of_block) const {
         return records + (group * blocks + of_block) * record_bytes();
     }
@@ -51,9 +56,14 @@ struct IntegerWeights {
 // For products of floats: each output channel by itself, 32 codes in 16 bytes: byte i holds the
 // code of k + i, and in its high half that of k + 16 + i. A level is a lane of a register then,
 // which a permutation looks up, 16 at a time.
+//
+// Codes of three bits take 12 bytes for each 32, and become four before they are looked up. The
+// code whose half h of byte i of 16 it would be has its low two bits in byte i mod 8, from bit
+// 4·h + 2·⌊i / 8⌋ on, and the other in byte 8 + i mod 4, bit 4·h + ⌊i / 4⌋.
 struct FloatWeights {
     std::size_t channels = 0, block = 0, blocks = 0;
-    const std::uint8_t* codes = nullptr;  // [channels][units][16]
+    std::size_t bits = 4;                 // of a code: 3 or 4
+    const std::uint8_t* codes = nullptr;  // [channels][units][16 or 12]
     const float* scales = nullptr;        // [channels][blocks]
     const float* offsets = nullptr;       // [channels][blocks], scale · zero point, or null
     const float* tables = nullptr;        // [1 or channels][1 or blocks][16]

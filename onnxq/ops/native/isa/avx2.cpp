@@ -1,10 +1,10 @@
 #include "../simd/avx2.h"
 
-#include "../codebook/kernels_of.h"
-#include "isa.h"
+#include "../hadamard/avx2.h"
+#include "kernels_of.h"
 
 namespace onnxq {
 
-extern const Kernels avx2_kernels{"avx2", codebook_kernels<Avx2>()};
+extern const Kernels avx2_kernels = kernels_of<Avx2, Avx2Walsh>("avx2");
 
 }  // namespace onnxq

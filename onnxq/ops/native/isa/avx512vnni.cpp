@@ -1,10 +1,10 @@
 #include "../simd/avx512vnni.h"
 
-#include "../codebook/kernels_of.h"
-#include "isa.h"
+#include "../hadamard/avx512.h"
+#include "kernels_of.h"
 
 namespace onnxq {
 
-extern const Kernels avx512vnni_kernels{"avx512vnni", codebook_kernels<Avx512Vnni>()};
+extern const Kernels avx512vnni_kernels = kernels_of<Avx512Vnni, Avx512Walsh>("avx512vnni");
 
 }  // namespace onnxq

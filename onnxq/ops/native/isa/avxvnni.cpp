@@ -1,10 +1,10 @@
 #include "../simd/avxvnni.h"
 
-#include "../codebook/kernels_of.h"
-#include "isa.h"
+#include "../hadamard/avx2.h"
+#include "kernels_of.h"
 
 namespace onnxq {
 
-extern const Kernels avxvnni_kernels{"avxvnni", codebook_kernels<AvxVnni>()};
+extern const Kernels avxvnni_kernels = kernels_of<AvxVnni, Avx2Walsh>("avxvnni");
 
 }  // namespace onnxq

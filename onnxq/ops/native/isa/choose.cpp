@@ -29,6 +29,9 @@ std::vector<Candidate> candidates() {  // worst first
 #ifdef ONNXQ_OPS_AVX512VNNI
         {&avx512vnni_kernels, cpu.avx512vnni},
 #endif
+#ifdef ONNXQ_OPS_AVX512VBMI
+        {&avx512vbmi_kernels, cpu.avx512vbmi},
+#endif
 #ifdef ONNXQ_OPS_NEON
         {&neon_kernels, cpu.neon},
 #endif

@@ -54,6 +54,7 @@ Cpu Cpu::here() {
     cpu.avxvnni = cpu.avx2 && more.a >= 1 && bit(vnni.a, 4);
     cpu.avx512vnni = cpu.avx2 && (kept & zmm) == zmm && bit(more.b, 16) && bit(more.b, 17) &&
                      bit(more.b, 30) && bit(more.b, 31) && bit(more.c, 11);
+    cpu.avx512vbmi = cpu.avx512vnni && bit(more.c, 1) && bit(more.c, 8);
     return cpu;
 }
 

@@ -7,6 +7,7 @@ struct Cpu {
     bool avx2 = false;        // AVX2 and FMA
     bool avxvnni = false;     // those and AVX-VNNI
     bool avx512vnni = false;  // AVX-512 F, BW, VL, DQ and VNNI
+    bool avx512vbmi = false;  // those, AVX-512 VBMI and GFNI
     bool neon = false;
     bool neondot = false;     // NEON with sdot
 

@@ -13,6 +13,7 @@ extern const Kernels portable_kernels;
 extern const Kernels avx2_kernels;
 extern const Kernels avxvnni_kernels;
 extern const Kernels avx512vnni_kernels;
+extern const Kernels avx512vbmi_kernels;
 extern const Kernels neon_kernels;
 extern const Kernels neondot_kernels;
 

@@ -1,10 +1,10 @@
 #include "../simd/neon.h"
 
-#include "../codebook/kernels_of.h"
-#include "isa.h"
+#include "../hadamard/neon.h"
+#include "kernels_of.h"
 
 namespace onnxq {
 
-extern const Kernels neon_kernels{"neon", codebook_kernels<Neon>()};
+extern const Kernels neon_kernels = kernels_of<Neon, NeonWalsh>("neon");
 
 }  // namespace onnxq

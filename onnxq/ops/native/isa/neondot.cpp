@@ -1,10 +1,10 @@
 #include "../simd/neondot.h"
 
-#include "../codebook/kernels_of.h"
-#include "isa.h"
+#include "../hadamard/neon.h"
+#include "kernels_of.h"
 
 namespace onnxq {
 
-extern const Kernels neondot_kernels{"neondot", codebook_kernels<NeonDot>()};
+extern const Kernels neondot_kernels = kernels_of<NeonDot, NeonWalsh>("neondot");
 
 }  // namespace onnxq

@@ -1,10 +1,10 @@
 #include "../simd/portable.h"
 
-#include "../codebook/kernels_of.h"
-#include "isa.h"
+#include "../hadamard/portable.h"
+#include "kernels_of.h"
 
 namespace onnxq {
 
-extern const Kernels portable_kernels{"portable", codebook_kernels<Portable>()};
+extern const Kernels portable_kernels = kernels_of<Portable, PortableWalsh>("portable");
 
 }  // namespace onnxq

@@ -64,6 +64,22 @@ struct Avx2Of {
         return low({_mm256_srli_epi16(codes.a, 4), _mm256_srli_epi16(codes.b, 4)});
     }
 
+    // The low bits of all lanes lie in half as many bytes, and the high bits in a quarter.
+    static void three_bits(const std::uint8_t* from, Bytes& low, Bytes& high) {
+        const __m256i two = load_bytes(from);
+        const __m256i one = _mm256_srlv_epi64(
+            _mm256_broadcastsi128_si256(
+                _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 32))),
+            _mm256_set_epi64x(1, 1, 0, 0));
+        low = {joined(two, _mm256_slli_epi16(one, 2)), joined(_mm256_srli_epi16(two, 2), one)};
+        high = {joined(_mm256_srli_epi16(two, 4), _mm256_srli_epi16(one, 2)),
+                joined(_mm256_srli_epi16(two, 6), _mm256_srli_epi16(one, 4))};
+    }
+    static __m256i joined(__m256i two, __m256i one) {
+        return _mm256_or_si256(_mm256_and_si256(two, _mm256_set1_epi8(3)),
+                               _mm256_and_si256(one, _mm256_set1_epi8(4)));
+    }
+
     static __m256i biased(__m256i levels) {
         return _mm256_xor_si256(levels, _mm256_set1_epi8(static_cast<char>(bias)));
     }

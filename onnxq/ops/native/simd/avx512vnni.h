@@ -33,6 +33,32 @@ struct Avx512Vnni {
     static Bytes low(Bytes codes) { return _mm512_and_si512(codes, _mm512_set1_epi8(15)); }
     static Bytes high(Bytes codes) { return low(_mm512_srli_epi16(codes, 4)); }
 
+    // The low bits of all lanes lie in half as many bytes, and the high bits in a quarter.
+    static void three_bits(const std::uint8_t* from, Bytes& low, Bytes& high) {
+        const __m512i two = _mm512_broadcast_i64x4(
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+        const __m512i one = _mm512_broadcast_i32x4(
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 32)));
+        low = with_high_bits(two, 0, one, 0x01);
+        high = with_high_bits(two, 4, one, 0x10);
+    }
+    static Bytes with_high_bits(__m512i two, int place, __m512i one, int bit) {
+        const auto words = [](int first, int second) {
+            return _mm512_inserti64x4(_mm512_set1_epi16(static_cast<short>(first)),
+                                      _mm256_set1_epi16(static_cast<short>(second)), 1);
+        };
+        const __m512i bits = _mm512_set_epi64(
+            bytes_of(bit << 3), bytes_of(bit << 3), bytes_of(bit << 2), bytes_of(bit << 2),
+            bytes_of(bit << 1), bytes_of(bit << 1), bytes_of(bit), bytes_of(bit));
+        const __m512i codes = _mm512_and_si512(_mm512_srlv_epi16(two, words(place, place + 2)),
+                                               _mm512_set1_epi8(3));
+        return _mm512_mask_add_epi8(codes, _mm512_test_epi8_mask(one, bits), codes,
+                                    _mm512_set1_epi8(4));
+    }
+    static long long bytes_of(int byte) {
+        return static_cast<long long>(0x0101010101010101ull * static_cast<unsigned>(byte));
+    }
+
     static __m512i unsigned_levels(__m512i levels) {
         return _mm512_xor_si512(levels, _mm512_set1_epi8(-128));
     }

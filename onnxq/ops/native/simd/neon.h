@@ -69,6 +69,20 @@ struct NeonOf {
         });
     }
 
+    // The low bits of all lanes lie in half as many bytes, and the high bits in a quarter.
+    static void three_bits(const std::uint8_t* from, Bytes& low, Bytes& high) {
+        const uint8x16_t one = vld1q_u8(from + 32);
+        const auto codes = [&](int i, int place, int bit) {
+            const uint8x16_t two = vshlq_u8(vld1q_u8(from + 16 * (i % 2)),
+                                            vdupq_n_s8(static_cast<std::int8_t>(-place)));
+            const uint8x16_t set = vtstq_u8(one, vdupq_n_u8(static_cast<std::uint8_t>(1 << bit)));
+            return vreinterpretq_s8_u8(
+                vorrq_u8(vandq_u8(two, vdupq_n_u8(3)), vandq_u8(set, vdupq_n_u8(4))));
+        };
+        low = each<Bytes>([&](int i) { return codes(i, i / 2 * 2, i); });
+        high = each<Bytes>([&](int i) { return codes(i, 4 + i / 2 * 2, 4 + i); });
+    }
+
     static Table table(const std::int8_t* levels) { return {vld1q_s8(levels)}; }
     static Tables tables(const std::int8_t* levels) {
         Tables tables;

@@ -51,6 +51,14 @@ struct Portable {
         return each<Bytes>(
             [&](auto i) { return static_cast<std::int8_t>(codes.lane[i] >> 4 & 15); });
     }
+    // 128 codes of three bits in 48 bytes, see IntegerWeights.
+    static void three_bits(const std::uint8_t* from, Bytes& low, Bytes& high) {
+        for (int i = 0; i < 64; i++) {
+            const int two = from[i % 32] >> (2 * (i / 32)), one = from[32 + i % 16] >> (i / 16);
+            low.lane[i] = static_cast<std::int8_t>((two & 3) | (one & 1) << 2);
+            high.lane[i] = static_cast<std::int8_t>((two >> 4 & 3) | (one >> 4 & 1) << 2);
+        }
+    }
     static Table table(const std::int8_t* levels) {
         return each<Table>([&](auto i) { return levels[i]; });
     }

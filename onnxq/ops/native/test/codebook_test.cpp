@@ -2,46 +2,17 @@
 //
 // Stands alone, without a runtime, so that it runs under an emulator too:
 //
-//     qemu-aarch64 -cpu cortex-a53 ./onnxq_ops_test
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <random>
-#include <string>
-#include <vector>
-
+//     qemu-aarch64 -cpu cortex-a53 ./codebook_test
 #include "../codebook/pack.h"
-#include "../error.h"
-#include "../kernels.h"
+#include "support.h"
 
 namespace {
 
 using namespace onnxq;
-
-std::mt19937 generator(0);
-
-std::size_t between(std::size_t least, std::size_t most) {
-    return std::uniform_int_distribution<std::size_t>(least, most)(generator);
-}
-
-template <class T>
-std::vector<T> random_integers(std::size_t count, int least, int most) {
-    std::uniform_int_distribution<int> any(least, most);
-    std::vector<T> values(count);
-    for (T& value : values) value = static_cast<T>(any(generator));
-    return values;
-}
-
-std::vector<float> random_floats(std::size_t count, float least, float most) {
-    std::uniform_real_distribution<float> any(least, most);
-    std::vector<float> values(count);
-    for (float& value : values) value = any(generator);
-    return values;
-}
+using namespace onnxq::test;
 
 struct Case {
-    std::size_t rows, columns, channels, block, blocks, table_rows, table_blocks;
+    std::size_t rows, columns, channels, block, blocks, bits, table_rows, table_blocks;
     std::vector<float> x, scales, bias;
     std::vector<std::uint8_t> codes;
     std::vector<std::int8_t> codebook, zero_points;
@@ -54,12 +25,13 @@ struct Case {
         c.channels = between(1, 70);
         c.block = 16 * between(1, 16);
         c.blocks = (c.columns + c.block - 1) / c.block;
+        c.bits = between(3, 4);
         c.table_rows = between(0, 1) ? c.channels : 1;
         c.table_blocks = between(0, 2) ? 1 : c.blocks;
         c.x = random_floats(c.rows * c.columns, -1, 1);
         c.scales = random_floats(c.channels * c.blocks, 0, 0.1f);
-        c.codes = random_integers<std::uint8_t>(c.channels * c.blocks * c.block / 2, 0, 255);
-        c.codebook = random_integers<std::int8_t>(c.table_rows * c.table_blocks * 16, -128, 127);
+        c.codes = random_integers<std::uint8_t>(c.channels * c.blocks * c.block * c.bits / 8, 0, 255);
+        c.codebook = random_integers<std::int8_t>((c.table_rows * c.table_blocks) << c.bits, -128, 127);
         if (between(0, 1))
             c.zero_points = random_integers<std::int8_t>(c.channels * c.blocks, -128, 127);
         if (between(0, 1)) c.bias = random_floats(c.channels, -1, 1);
@@ -71,10 +43,12 @@ struct Case {
         matrix.channels = channels;
         matrix.block = block;
         matrix.blocks = blocks;
+        matrix.bits = bits;
         matrix.codes = codes.data();
         matrix.scales = {Numbers::Type::float32, scales.data(), blocks, 1};
         matrix.codebook = {Numbers::Type::int8, codebook.data(),
-                           table_rows > 1 ? table_blocks * 16 : 0, table_blocks > 1 ? 16u : 0u};
+                           table_rows > 1 ? table_blocks << bits : 0,
+                           table_blocks > 1 ? std::size_t{1} << bits : 0};
         if (!zero_points.empty())
             matrix.zero_points = {Numbers::Type::int8, zero_points.data(), blocks, 1};
         return matrix;
@@ -116,29 +90,18 @@ std::vector<float> float_product(const Kernels& kernels, const Case& c) {
             sums[row * c.blocks + k / c.block] += c.x[row * c.columns + k];
         }
     const Output out{y.data(), c.channels, c.bias.empty() ? nullptr : c.bias.data()};
-    kernels.codebook.float_product(packed.weights(), {x.data(), padded, sums.data()}, {0, c.rows},
-                                   {0, c.channels}, out);
-    return y;
-}
-
-// Largest difference over largest magnitude.
-float difference(const std::vector<float>& a, const std::vector<float>& b) {
-    float largest = 1e-20f, most = 0;
-    for (std::size_t i = 0; i < a.size(); i++) {
-        largest = std::max(largest, std::fabs(a[i]));
-        const float apart = std::fabs(a[i] - b[i]);
-        most = apart <= most ? most : apart;  // what is not a number stays
+    const FloatRows of_x{x.data(), padded, sums.data()};
+    if (c.bits == 4) {
+        kernels.codebook.float_product(packed.weights(), of_x, {0, c.rows}, {0, c.channels}, out);
+        return y;
     }
-    return most / largest;
-}
-
-const Kernels& kernels_named(const std::string& isa) {
-#ifdef _WIN32
-    _putenv_s("ONNXQ_OPS_ISA", isa.c_str());
-#else
-    setenv("ONNXQ_OPS_ISA", isa.c_str(), 1);
-#endif
-    return kernels();
+    std::vector<std::uint8_t> codes(lanes * packed.weights().units() * 16);
+    for (std::size_t n = 0; n < c.channels; n += lanes) {
+        const FloatWeights part = four_bits(packed.weights(), n, codes.data());
+        const Output there{out.y + n, out.stride, out.bias ? out.bias + n : nullptr};
+        kernels.codebook.float_product(part, of_x, {0, c.rows}, {0, part.channels}, there);
+    }
+    return y;
 }
 
 // Whether an instruction set gives what the portable kernels give.
@@ -166,14 +129,7 @@ bool agrees(const Kernels& tested, const Kernels& portable, int cases) {
 
 int main(int count, char** arguments) {
     const int cases = count > 1 ? std::atoi(arguments[1]) : 500;
-    const Kernels& portable = kernels_named("portable");
-    bool all_agree = true;
-    for (const char* isa : {"portable", "avx2", "avxvnni", "avx512vnni", "neon", "neondot"}) {
-        try {
-            all_agree &= agrees(kernels_named(isa), portable, cases);
-        } catch (const Error&) {
-            std::printf("%s: can not run here\n", isa);
-        }
-    }
-    return all_agree ? 0 : 1;
+    return test_all([&](const Kernels& tested, const Kernels& portable) {
+        return agrees(tested, portable, cases);
+    });
 }
