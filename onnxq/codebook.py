@@ -67,10 +67,10 @@ class CodebookTensor:
     (out, blocks), for blocks of `group` neighbours along the input axis of which the last may be
     cut short, or those in 8 bits. `name` says how the levels came about.
 
-    >>> levels = np.array([-2, -1, 0, 4], np.int8)
-    >>> codes, scale = np.array([[0, 3, 2]], np.uint8), np.array([[0.5, 0.25]], np.float32)
-    >>> CodebookTensor(codes, levels, scale, bits=2, group=2, name="mine").dequantize().tolist()
-    [[-1.0, 2.0, 0.0]]
+        >>> levels = np.array([-2, -1, 0, 4], np.int8)
+        >>> codes, scale = np.array([[0, 3, 2]], np.uint8), np.array([[0.5, 0.25]], np.float32)
+        >>> CodebookTensor(codes, levels, scale, bits=2, group=2, name="mine").dequantize().tolist()
+        [[-1.0, 2.0, 0.0]]
     """
 
     codes: NDArray[np.uint8]

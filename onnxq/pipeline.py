@@ -194,9 +194,11 @@ class Result:
 class Pipeline:
     """A list of passes to run in order.
 
-    >>> from onnxq.passes import FoldBatchNorm, Normalize
-    >>> Pipeline([Normalize(), FoldBatchNorm()]).names
-    ['normalize', 'fold-batchnorm']
+    They have the names that recipes give them:
+
+        >>> from onnxq.passes import FoldBatchNorm, Normalize
+        >>> Pipeline([Normalize(), FoldBatchNorm()]).names
+        ['normalize', 'fold-batchnorm']
     """
 
     def __init__(self, passes: Sequence[Pass]) -> None:

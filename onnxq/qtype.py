@@ -42,14 +42,14 @@ class QType:
     are a float, 4 a code under a step per row (see `super_blocks`). `float8` is `e4m3` or `e5m2`
     where codes are floating-point numbers, which are signed and symmetric and have no blocks.
 
-    >>> QType.parse("s8:channel").scheme  # codes -127..127, a scale per output channel
-    'per channel, symmetric'
-    >>> str(QType(8, signed=False, symmetric=False))  # codes 0..255, a scale per tensor
-    'u8a'
-    >>> QType.parse("s8p").power_of_two, QType.parse("u4a:32/4").scale_bits
-    (True, 4)
-    >>> QType.parse("f8e4m3:channel").qmax
-    448
+        >>> QType.parse("s8:channel").scheme  # codes -127..127, a scale per output channel
+        'per channel, symmetric'
+        >>> str(QType(8, signed=False, symmetric=False))  # codes 0..255, a scale per tensor
+        'u8a'
+        >>> QType.parse("s8p").power_of_two, QType.parse("u4a:32/4").scale_bits
+        (True, 4)
+        >>> QType.parse("f8e4m3:channel").qmax
+        448
     """
 
     bits: int = 8
@@ -180,11 +180,11 @@ class QTensor:
     (out,) per channel, (out, in / block) per block. `step` (out,) is there where scales are codes:
     each is an integer, 1 to 15, times the step of its row.
 
-    >>> w = np.array([[1.0, -2.0], [0.5, 0.25]], np.float32)
-    >>> s8 = QType.parse("s8:channel")
-    >>> q = quantize_weight(w, *weight_scale(w, s8), s8)
-    >>> q.codes.tolist(), q.scale.shape
-    ([[64, -127], [127, 64]], (2,))
+        >>> w = np.array([[1.0, -2.0], [0.5, 0.25]], np.float32)
+        >>> s8 = QType.parse("s8:channel")
+        >>> q = quantize_weight(w, *weight_scale(w, s8), s8)
+        >>> q.codes.tolist(), q.scale.shape
+        ([[64, -127], [127, 64]], (2,))
     """
 
     codes: Codes

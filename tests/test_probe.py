@@ -44,6 +44,20 @@ def gemm_sums() -> list[Candidate]:
     return [c for c in candidates("Gemm", rule, load_target("cpu")) if c.purpose == "sums"]
 
 
+@pytest.mark.parametrize("op", ["Conv", "Gemm", "MatMul", "Sigmoid", "Concat"])
+def test_every_input_has_the_shape_that_it_is_fed(op: str) -> None:
+    """Providers that compile a graph leave what has no shape to the CPU."""
+    base = load_target("cpu")
+    for rule in (rule for name, rule in shipped_rules("cpu") if name == op):
+        for candidate in candidates(op, rule, base):
+            form = candidate.form
+            declared = {
+                value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+                for value in form.model.graph.input
+            }
+            assert declared == {name: array.shape for name, array in form.feed.items()}
+
+
 # ── exactness ────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -78,7 +78,9 @@ def coded_form(single: Single, rule: OpRule, block: int | None = None) -> Form:
     target = _target({single.op: (rule,)})
     result = _quantized(single, rule.form, target, format_of(rule, block))
     graph, feed = between_codes(result.graph, single.feed, result.context.activations)
-    return Form(g.to_proto(graph), feed)
+    for tensor in graph.inputs:  # providers that compile a graph want to know its shapes
+        tensor.shape = feed[tensor.name].shape
+    return Form(onnx.shape_inference.infer_shapes(g.to_proto(graph)), feed)
 
 
 def _target(ops: dict[str, tuple[OpRule, ...]]) -> Target:
