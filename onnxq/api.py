@@ -29,7 +29,16 @@ from onnxq.errors import OnnxqError
 from onnxq.group_losses import compare_groups
 from onnxq.groups import GroupBy, Grouped, Groups
 from onnxq.layers import count_macs, record_layers
-from onnxq.passes import Assign, FoldBatchNorm, FoldFakeQuant, Normalize, SpareSlow, Widen
+from onnxq.ops.library import MISSING, find_library
+from onnxq.passes import (
+    Assign,
+    CodebookMatMul,
+    FoldBatchNorm,
+    FoldFakeQuant,
+    Normalize,
+    SpareSlow,
+    Widen,
+)
 from onnxq.passes.solve.assign import HEAVY
 from onnxq.passes.solve.fake_quant import is_trained
 from onnxq.pipeline import MEMORY_BUDGET, Pass, Pipeline, Progress, Result
@@ -92,6 +101,7 @@ def quantize(
     block_size: int | None = None,
     strict: bool = False,
     fuse: bool = False,
+    ops: bool = False,
     memory_budget: int = MEMORY_BUDGET,
     resume: bool = False,
     write: bool = True,
@@ -118,9 +128,11 @@ def quantize(
     quantizes what is slower in integers on this machine too. `bits` and `block_size` change those
     of a preset of weights alone. `strict` refuses a model in which `integer-only` would leave an
     operator float. `fuse` writes a QDQ recipe's result in the runtime's own integer operators:
-    faster there, and for nothing else. `memory_budget` is how many bytes the
-    statistics of layers may take at a time, `resume` takes over the layers that an interrupted run
-    of the same model, recipe and samples had solved. `write=False` writes no file.
+    faster there, and for nothing else. `ops` keeps codebooks, lattice points and 3 bits as codes,
+    in memory too, in onnxq's own operators: their kernels are fast where onnxq's library is, and
+    elsewhere functions of standard operators compute them, slowly. `memory_budget` is how many
+    bytes the statistics of layers may take at a time, `resume` takes over the layers that an
+    interrupted run of the same model, recipe and samples had solved. `write=False` writes no file.
     `custom_ops` are libraries of operators that the model uses beside the runtime's own.
 
     Raises OnnxqError, with nothing written, for bad input and for a result that does not hold.
@@ -138,6 +150,11 @@ def quantize(
     if not (check and latency_check):  # what is not run is not timed
         chosen = chosen.without(SpareSlow.name)
     device = target if isinstance(target, Target) else load_target(target)
+    if ops:
+        chosen.require_operators()
+        device = device.with_custom_operators()
+    elif not device.custom_operators:
+        chosen = chosen.without(CodebookMatMul.name)
     check_target(chosen, device)
     place = Path(output) if output else path.with_name(f"{path.stem}.{chosen.name}.onnx")
     _check_paths(path, place)
@@ -186,6 +203,8 @@ def quantize(
         seen = calibration.samples(0, len(calibration)) if report.verification_unseen else 0
         grouped = groups.beyond(drawn, seen)
     _warn_of_saturation(device, report)
+    if device.custom_operators and find_library() is None:
+        report.warn(MISSING)
     options: dict[str, Any] = {
         "include": tuple(include),
         "exclude": tuple(exclude),

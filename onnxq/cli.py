@@ -38,6 +38,7 @@ from onnxq.options import (
     MetricName,
     Model,
     NoCache,
+    Ops,
     Places,
     Preprocess,
     Preset,
@@ -193,6 +194,7 @@ def quantize(
     block_size: BlockSize = None,
     strict: Strict = False,
     fuse: Fuse = False,
+    ops: Ops = False,
     recipe: RecipeFile = None,
     settings: Settings = None,
     include: Include = None,
@@ -251,6 +253,7 @@ def quantize(
                 block_size=block_size,
                 strict=strict,
                 fuse=fuse,
+                ops=ops,
                 memory_budget=bytes_of("--memory-budget", memory_budget),
                 resume=resume,
                 progress=progress,
@@ -453,6 +456,30 @@ def export(
     typer.echo(f"wrote {made}: {', '.join(sorted(p.name for p in made.glob('*.onnx')))}")
 
 
+@app.command(cls=Command, epilog="Example: onnxq ops --json")
+def ops(json: Json = False) -> None:
+    """Say whether onnxq's own operators have their library here, and what it was built for."""
+    from onnxq.ops import OPERATORS
+    from onnxq.ops.library import MISSING, build, find_library
+
+    path = find_library()
+    known = build() if path else None
+    if json:
+        from dataclasses import asdict
+        from json import dumps
+
+        about = {"library": str(path) if path else None, "operators": list(OPERATORS)}
+        typer.echo(dumps(about | (asdict(known) if known else {}), indent=2))
+        return
+    typer.echo(f"operators: {', '.join(OPERATORS)}")
+    if known is None:
+        typer.echo(MISSING)
+        return
+    typer.echo(f"library: {path}")
+    typer.echo(f"built by {known.compiler} for: {', '.join(known.built)}")
+    typer.echo(f"this CPU uses: {known.used}")
+
+
 # ── catalogues ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -494,6 +521,7 @@ def _list_targets() -> None:
 
 
 def _show_target(name: str) -> None:
+    from onnxq.ops.library import MISSING, find_library
     from onnxq.target import detect, load_target, target_text
 
     name = detect() if name == "auto" else name
@@ -502,6 +530,8 @@ def _show_target(name: str) -> None:
         typer.echo(Path(name).read_text("utf-8"), nl=False)
         return
     typer.echo(target_text(name), nl=False)
+    if load_target(name).is_cpu and find_library() is None:
+        typer.echo(f"# operators of onnxq's own (--ops): {MISSING}")
 
 
 def _list_passes() -> None:

@@ -233,6 +233,16 @@ Fuse = Annotated[
         "which is faster there than what it makes of QDQ.",
     ),
 ]
+Ops = Annotated[
+    bool,
+    typer.Option(
+        "--ops",
+        rich_help_panel=CHOICE,
+        help="For the presets nf4, int3 and int2: keep their codes in memory too, in operators of "
+        "onnxq's own. Fast on a CPU that has onnxq's library (`onnxq ops`); any other runtime "
+        "computes them with standard operators, slowly.",
+    ),
+]
 Strict = Annotated[
     bool,
     typer.Option(

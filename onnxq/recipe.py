@@ -10,6 +10,7 @@ from typing import Any
 
 from onnxq import toml
 from onnxq.errors import OnnxqError, suggest
+from onnxq.passes.lower.codebook_matmul import CodebookMatMul
 from onnxq.passes.lower.fuse_integer import FuseInteger
 from onnxq.passes.lower.insert_qdq import InsertQDQ
 from onnxq.passes.lower.integer_only import IntegerOnly
@@ -85,6 +86,14 @@ class Recipe:
                 f"int8-static and int8-smooth; {self.name!r} is not one"
             )
         return replace(self, passes=(*self.passes, FuseInteger()))
+
+    def require_operators(self) -> None:
+        """Raises OnnxqError for a recipe of which nothing becomes an operator of onnxq's own."""
+        if not any(isinstance(step, CodebookMatMul) for step in self.passes):
+            raise OnnxqError(
+                "--ops is for recipes of codebooks, lattices or 3 bits, such as nf4, int3 and "
+                f"int2; {self.name!r} is not one"
+            )
 
     @property
     def text(self) -> str:

@@ -78,7 +78,10 @@ def names_operators(model: str | Path | onnx.ModelProto) -> bool:
     if isinstance(model, onnx.ModelProto):
         return any(entry.key == METADATA for entry in model.metadata_props)
     try:
-        with Path(model).open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        with (
+            Path(model).open("rb") as file,
+            mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data,
+        ):
             return data.find(METADATA.encode()) >= 0
     except (OSError, ValueError):  # what is no file, or empty, the runtime refuses in its own words
         return False

@@ -7,6 +7,7 @@ import mmap
 import os
 import re
 import weakref
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -77,29 +78,31 @@ class ExternalValues(gs.ir.tensor.LazyValues):  # type: ignore[misc]
         return values if values.flags.aligned else values.copy()
 
 
-def load_proto(path: str | Path) -> onnx.ModelProto:
+def load_proto(path: str | Path, keep: Sequence[tuple[str, str]] = ()) -> onnx.ModelProto:
     """Read a model; external initializers stay in their files, which are checked.
 
     The data files must lie in the folder of the model, or in that of the file which the model is a
     link to: caches keep models as links into a folder of blobs. Where links lead elsewhere, be it
     by a folder on the way, they are refused, as ONNX Runtime does.
 
-    Functions of the model are written out in its graph, sparse tensors are made dense, constants
-    of nodes that are external are read in.
+    Functions of the model are written out in its graph, but for those to `keep`, by domain and
+    name; sparse tensors are made dense, constants of nodes that are external are read in.
 
     Raises OnnxqError for what is no model, and for a model that cannot mean anything.
     """
     path = Path(path)
     model = _parsed(path)
     try:
-        return _prepared(model, path)
+        return _prepared(model, path, keep)
     except OnnxqError as error:
         raise OnnxqError(f"{str(path)!r}: {error}") from error
 
 
-def _prepared(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+def _prepared(
+    model: onnx.ModelProto, path: Path, keep: Sequence[tuple[str, str]]
+) -> onnx.ModelProto:
     if model.functions:
-        model = _without_functions(model)
+        model = _without_functions(model, keep)
     for tensor in other_tensors(model):
         if is_external(tensor):
             _contained(tensor, path)
@@ -112,11 +115,11 @@ def _prepared(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     return model
 
 
-def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model's own functions written out where they are called."""
+def _without_functions(model: onnx.ModelProto, keep: Sequence[tuple[str, str]]) -> onnx.ModelProto:
+    """The model's own functions written out where they are called, but for those to `keep`."""
     wellformed.check_functions(model)
     try:
-        return onnx.inliner.inline_local_functions(model)
+        return onnx.inliner.inline_selected_functions(model, list(keep), exclude=True)
     except Exception as error:
         reason = one_line(error)
         raise OnnxqError(

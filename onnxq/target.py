@@ -221,6 +221,15 @@ class Target:
         """The providers by which this process runs its models: the CPU's for any but its own."""
         return (tuple(self.providers) if self.is_cpu else ()) or (CPU,)
 
+    def with_custom_operators(self) -> Target:
+        """The same, allowing onnxq's own operators. Raises OnnxqError where no session has them."""
+        if CPU not in self.providers or self.standard_only:
+            raise OnnxqError(
+                f"--ops is for targets of onnxruntime's own CPU provider, and {self.name} is none; "
+                "leave it out, and the model is made of operators that the target knows"
+            )
+        return replace(self, custom_operators=True)
+
     def rule(self, node: gs.Node, form: Form, format: Format = W8A8) -> OpRule | None:
         """The first rule that takes this node in this form and these widths."""
         rules = (r for r in self.ops.get(node.op, ()) if r.form == form and r.takes(format))

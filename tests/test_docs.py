@@ -115,7 +115,7 @@ def test_a_pages_python_runs(document: str, workplace: Path) -> None:
 
 GUIDES = [f"docs/{name}.md" for name in (
     "quickstart", "presets", "targets", "samples", "verification", "language-models", "tuning",
-    "accuracy-dropped", "slower",
+    "accuracy-dropped", "slower", "operators",
 )]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from string import Template
 
 import onnx
 
+from onnxq import ops
 from onnxq.deploy.options import SessionOptions
 from onnxq.deploy.smoke import Smoke
 from onnxq.devices import Place
@@ -67,7 +68,7 @@ def session_options(source: Source, folder: Path, provider: str) -> SessionOptio
 def copy_model(source: Source, folder: Path) -> str:
     """The model as `model.onnx`, byte for byte where its weights are in it."""
     if data_paths(source.path):
-        model = load_proto(source.path)
+        model = load_proto(source.path, ops.WITH_KERNELS)
         for tensor in filter(is_external, initializers(model)):
             where = next(entry for entry in tensor.external_data if entry.key == "location")
             where.value = str((source.path.parent / where.value).absolute())

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,10 @@ from onnxq.deploy.smoke import make_smoke
 from onnxq.deploy.web import web
 from onnxq.devices import Place
 from onnxq.errors import OnnxqError, suggest
+from onnxq.ops.library import find_library
 from onnxq.pipeline import Progress
 from onnxq.runtime import custom_ops as registered
+from onnxq.runtime import names_operators, without_kernels
 from onnxq.samples import Preprocessing
 from onnxq.sampling import Sampling
 from onnxq.scratch import scratch
@@ -33,6 +36,7 @@ from onnxq.target import load_target, target_names
 from onnxq.text import MAX_TOKENS
 
 KINDS = {"mobile": mobile, "web": web, "edge-linux": edge_linux, "qnn": qnn}
+WITH_KERNELS = ("edge-linux",)  # of the operators of `ai.onnxq`; others run their functions
 _SAID = re.compile(r"^PASS$|: the largest difference is ")
 _PATIENCE = 900  # seconds that a smoke test may take
 _SAMPLES = 2  # a source must have one; a second one tells rows of a batch from a batch
@@ -79,7 +83,8 @@ def deploy(
     from the model. `threads` is how many the session options allow, 0 leaves it to the runtime.
     `place` is where a qnn model is compiled, `options` its provider's own options; `runtime` the
     folder of onnxruntime-web's files, which a web page then carries. `custom_ops` are libraries of
-    operators that the model uses; the folder gets copies.
+    operators that the model uses; the folder gets copies. For edge-linux that of onnxq's own is
+    among them where the model has such operators; other kinds compute them by their functions.
 
     Nothing is there before the smoke test passed, where its provider is at hand. Raises OnnxqError
     for bad input, a folder that holds something, and a smoke test that fails.
@@ -92,7 +97,10 @@ def deploy(
     destination = Path(output) if output else path.with_name(f"{path.stem}-{kind}")
     _check_output(destination)
     libraries = [Path(library).absolute() for library in custom_ops]
-    with registered(libraries), scratch(destination.absolute().parent) as room:
+    kernels = nullcontext() if kind in WITH_KERNELS else without_kernels()
+    if kind in WITH_KERNELS and names_operators(path):
+        libraries.append(_kernels_of(path))
+    with registered(libraries), kernels, scratch(destination.absolute().parent) as room:
         progress("read the model", 0, 4)
         proto = load_proto(path)
         given = Source(
@@ -122,6 +130,17 @@ def deploy(
         if file.is_file()
     }
     return Deployment(str(destination), kind, files, bool(said), said or made.why_not, made.notes)
+
+
+def _kernels_of(model: Path) -> Path:
+    """The library that a model with operators of `ai.onnxq` is shipped with."""
+    library = find_library()
+    if library is None:
+        raise OnnxqError(
+            f"{str(model)!r} has operators of onnxq, and no library of them was built here to ship "
+            "with it: install onnxq again where there is a C++ compiler, or quantize without --ops"
+        )
+    return library
 
 
 def _check_output(folder: Path) -> None:

@@ -14,6 +14,8 @@ from onnxq.devices.judge import judge
 from onnxq.devices.place import Job, Place, ask
 from onnxq.devices.verdicts import CheckReport
 from onnxq.errors import OnnxqError
+from onnxq.ops.library import find_library
+from onnxq.runtime import names_operators
 from onnxq.target import CPU, Target, load_target
 
 
@@ -36,7 +38,8 @@ def check(
     device = target if isinstance(target, Target) else load_target(target)
     place = _place(device, ep) if run or ep else None
     progress("check", 0, 1)
-    graph = g.load(model)
+    kernels = CPU in device.providers and device.is_here and find_library() is not None
+    graph = g.load(model, operators=kernels)
     found = judge(graph, device, bool(custom_ops))
     report = CheckReport(str(model), device.name, (device.providers or (CPU,))[0], found)
     if "integer" in device.lacks and _has_integer_functions(model):
@@ -49,6 +52,12 @@ def check(
         for op, reason in device.slow.items()
         if any(verdict.op == op for verdict in found)
     ]
+    if not kernels and names_operators(model):
+        report.warnings.append(
+            f"{device.name} has no kernels for the operators of onnxq in this model: functions of "
+            "standard operators compute them, slowly and with float weights in memory; quantize "
+            "without --ops"
+        )
     if place is None:
         return report
     progress(f"ask {place.name}", 0, 1)
@@ -68,7 +77,7 @@ def check(
 
 def _has_integer_functions(model: str | Path) -> bool:
     functions = onnx.load(model, load_external_data=False).functions
-    return any(function.domain == ops.DOMAIN for function in functions)
+    return any(f.domain == ops.DOMAIN and f.name in ops.FUNCTIONS for f in functions)
 
 
 def _place(target: Target, ep: str | None) -> Place:

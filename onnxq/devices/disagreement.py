@@ -25,7 +25,7 @@ from onnxq.devices.pieces import Pieces
 from onnxq.devices.place import Job, Place, ask
 from onnxq.devices.products import products
 from onnxq.report import DisagreementRecord
-from onnxq.runtime import Ends
+from onnxq.runtime import CPU, Ends
 
 Array = NDArray[Any]
 Feed = Mapping[str, Array]
@@ -49,7 +49,7 @@ def first_disagreement(
     A layer where a few codes fall to the other side of a tie is named only where no other differs.
     None where all say the same, and where no layer can be cut out.
     """
-    pieces = Pieces(g.load(model))
+    pieces = Pieces(g.load(model, operators=place.provider == CPU))
     said = _everything(pieces, feed, custom_ops)
     if said is None:
         return None

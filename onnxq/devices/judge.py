@@ -11,6 +11,7 @@ from onnxq.devices.rows import fits, is_plain, takes
 from onnxq.devices.units import Unit
 from onnxq.devices.verdicts import HERE, Kind, Verdict
 from onnxq.graph import Graph, Node, patterns
+from onnxq.ops import DOMAIN
 from onnxq.target import Support, Target, load_target
 
 _KNOWN_DOMAINS = ("", "ai.onnx", "com.microsoft", "com.ms.internal.nhwc", "ai.onnx.ml")
@@ -112,6 +113,9 @@ class _Judge:
         made = Verdict(node.name, node.op, "runs")
         if units.is_folded(node, self.fixed, self.shapes):
             made.kind, made.reason = "folded", "computed when the model is loaded"
+            return made
+        if node.domain == DOMAIN:  # with kernels in the library, or a function of its own
+            made.kind = "integer" if units.reads_codes(node) else "runs"
             return made
         if (node.domain or "") not in _KNOWN_DOMAINS:
             return self._foreign(made, node)

@@ -7,6 +7,7 @@ OpenVINO's wheel does, on another kind of CPU, and may take its process down wit
 from __future__ import annotations
 
 import json
+import platform
 import shlex
 import subprocess
 import sys
@@ -21,7 +22,8 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxq.errors import OnnxqError, suggest
-from onnxq.runtime import Ends, default_threads
+from onnxq.ops.library import find_library
+from onnxq.runtime import CPU, Ends, default_threads, names_operators
 from onnxq.scratch import scratch
 from onnxq.storage import save_proto
 
@@ -199,12 +201,26 @@ def _prepare(folder: Path, place: Place, job: Job) -> Ends:
         "threads": job.threads or default_threads(),
         "config": dict(job.config),
         "custom_ops": [str(Path(library).absolute()) for library in job.custom_ops],
+        "kernels": _kernels(place, [proto, *(rival for rival, _ in job.rivals)]),
         "seconds": job.seconds,
         "profile": job.profile,
         "optimized": "optimized.onnx" if job.optimized else "",
     }
     (folder / "job.json").write_text(json.dumps(request), "utf-8")
     return ends
+
+
+def _kernels(place: Place, models: Sequence[onnx.ModelProto]) -> dict[str, str]:
+    """The library of operators that models name, and the kind of machine that it is for.
+
+    Another provider than the CPU's computes them by their functions, on its device.
+    """
+    library = find_library()
+    if library is None or place.provider != CPU or not any(map(names_operators, models)):
+        return {}
+    return {
+        "library": str(library), "system": platform.system(), "machine": platform.machine(),
+    }  # fmt: skip
 
 
 def _work(

@@ -15,6 +15,7 @@ import os
 import platform
 import sys
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -103,6 +104,7 @@ def session_options(ort: Any, job: dict[str, Any], place: str) -> Any:
     options.log_severity_level = 4
     for library in job["custom_ops"]:
         options.register_custom_ops_library(library)
+    add_kernels(options, job["kernels"])
     options.intra_op_num_threads = job["threads"]
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = (
@@ -117,6 +119,14 @@ def session_options(ort: Any, job: dict[str, Any], place: str) -> Any:
         options.enable_profiling = True
         options.profile_file_prefix = os.path.join(place, "profile")
     return options
+
+
+def add_kernels(options: Any, kernels: dict[str, str]) -> None:
+    """Those of `ai.onnxq` where they fit; elsewhere the functions in the model compute the same."""
+    here = {"system": platform.system(), "machine": platform.machine()}
+    if kernels and here == {key: kernels[key] for key in here}:
+        with suppress(Exception):  # of an onnxruntime or a C library that is too old for them
+            options.register_custom_ops_library(kernels["library"])
 
 
 def add_provider(ort: Any, options: Any, provider: str, values: dict[str, str]) -> dict[str, Any]:

@@ -44,10 +44,12 @@ def load(
     functions are inlined, without `operators` those for which onnxq has kernels as well; nodes and
     the tensors of bodies get names of their own.
     """
-    model = source if isinstance(source, onnx.ModelProto) else load_proto(source)
+    keep = ops.WITH_KERNELS if operators else ()
+    model = source if isinstance(source, onnx.ModelProto) else load_proto(source, keep)
     try:
         if model.functions:
-            model = _inlined(model, operators)
+            model = onnx.inliner.inline_selected_functions(model, list(keep), exclude=True)
+            del model.functions[:]  # those kept come again with the nodes that name them
         graph = gs.import_onnx(model)
     except Exception as error:
         text = one_line(error)
@@ -70,15 +72,6 @@ def load(
     name_tensors(graph)
     name_nodes(graph)
     return graph
-
-
-def _inlined(model: onnx.ModelProto, operators: bool) -> onnx.ModelProto:
-    if not operators:
-        return onnx.inliner.inline_local_functions(model)
-    kept = [(ops.DOMAIN, name) for name in ops.OPERATORS]
-    model = onnx.inliner.inline_selected_functions(model, kept, exclude=True)
-    del model.functions[:]  # they come again with the nodes that name them
-    return model
 
 
 def to_proto(graph: Graph) -> onnx.ModelProto:

@@ -35,6 +35,7 @@ __all__ = [
     "OPSET",
     "UNIT_BITS",
     "VERSION",
+    "WITH_KERNELS",
     "closure",
     "dyadic",
     "library_path",
@@ -46,6 +47,8 @@ FUNCTIONS: dict[str, onnx.FunctionProto] = {
     function.name: function
     for function in (*FIXED_POINT, *ELEMENTWISE, *TRANSCENDENTAL, *NORMALIZATION)
 }
+
+WITH_KERNELS = tuple((DOMAIN, name) for name in OPERATORS)
 
 _ALL = FUNCTIONS | {
     function.name: function

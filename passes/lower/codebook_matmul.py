@@ -117,7 +117,9 @@ def _uniform(
     codes, zero = q.codes.view(np.uint8), q.zero.view(np.uint8)
     middle = bool((zero == q.qtype.middle).all())
     levels = np.arange(8) - (q.qtype.middle if middle else 0)
-    scales = _scales(name, q.scale, maker) if q.step is None else scales_of(body, name, q, kind, maker)
+    scales = (
+        _scales(name, q.scale, maker) if q.step is None else scales_of(body, name, q, kind, maker)
+    )
     return [
         _codes(name, codes, 3, q.qtype.group or 0, maker),
         scales,

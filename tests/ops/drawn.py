@@ -89,8 +89,16 @@ def of_any(name: str) -> st.SearchStrategy[tuple[Array, dict[str, Array]]]:
 
 def size_of_terms(name: str, x: Array, constants: dict[str, Array]) -> float:
     """The largest sum of absolute values of the terms of an element: what roundings are part of."""
-    eye = np.eye(x.shape[-1], dtype=np.float32)
-    alone = {key: value for key, value in constants.items() if key != "bias"}
-    weight = OPERATORS[name].reference(eye, **alone)
-    terms = np.abs(x.astype(np.float64)) @ np.abs(weight) + np.abs(constants["bias"]).max()
+    weight = np.abs(_weight(name, x, constants))
+    terms = np.abs(x.astype(np.float64)) @ weight + np.abs(constants["bias"]).max()
     return float(terms.max(initial=0))
+
+
+def largest_weight(name: str, x: Array, constants: dict[str, Array]) -> float:
+    return float(np.abs(_weight(name, x, constants)).max())
+
+
+def _weight(name: str, x: Array, constants: dict[str, Array]) -> Array:
+    """W^T, (K, N)."""
+    alone = {key: value for key, value in constants.items() if key != "bias"}
+    return OPERATORS[name].reference(np.eye(x.shape[-1], dtype=np.float32), **alone)

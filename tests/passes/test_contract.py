@@ -20,12 +20,14 @@ from onnxq.pipeline import Context, NodePlan, Pass
 from onnxq.qtype import QType
 from onnxq.recipe import load_recipe
 from onnxq.runtime import Session
+from onnxq.target import load_target
 
 SOLVERS = str(Path(__file__).parent / "solvers.toml")
 INTEGER = "integer-only"
 ALWAYS = ("int8-static", "int8-dynamic", "int16x8", "int8-static-qoperator", "w4a8", INTEGER, "fp8")
 TARGETS = {"fp8": "generic-qdq"}  # where it is not cpu
-IN_TURN = (SCHEMES, ("int4-rtn", "int4-qdq"), ("nf4", "int3", "int2"))  # one of each on a graph
+OPERATORS = ("nf4 --ops", "int3 --ops", "int2 --ops")
+IN_TURN = (SCHEMES, ("int4-rtn", "int4-qdq"), ("nf4", "int3", "int2"), OPERATORS)  # one of each
 FEW_BITS = ("w4a8", *IN_TURN[1], *IN_TURN[2])
 CASES = [
     pytest.param(name, preset, id=f"{name}-{Path(preset).stem}")
@@ -33,7 +35,9 @@ CASES = [
     for preset in (*ALWAYS, SOLVERS, *(some[turn % len(some)] for some in IN_TURN))
 ]
 LOWERING = ("insert-qdq", "dynamic", "fuse-integer", "matmul-nbits", INTEGER)
-CHANGE_THE_FUNCTION = ("assign", "bias-correct", "reconstruct-layers", "expand", "add-low-rank")
+CHANGE_THE_FUNCTION = (
+    "assign", "bias-correct", "reconstruct-layers", "codebook-matmul", "expand", "add-low-rank",
+)  # fmt: skip
 LEAST_COSINE = 0.99
 LEAST_COSINE_OF_FEW_BITS = 0.75  # 4 bits keep about 18 dB, and a layer adds to the next
 LEAST_COSINE_OF_TWO_BITS = 0.5  # which keep some 6 to 10 dB of layers as small as these
@@ -120,7 +124,10 @@ def test_each_pass_leaves_a_graph_that_runs_and_a_second_apply_changes_nothing(
     expected = case.expected()
     samples = samples_of(case.model, case.feeds)
     graph = g.load(case.model)
-    ctx = context(TARGETS.get(preset, "cpu"), samples=samples)
+    preset, own_operators, _ = preset.partition(" --ops")
+    device = load_target(TARGETS.get(preset, "cpu"))
+    device = device.with_custom_operators() if own_operators else device
+    ctx = context(device, samples=samples)
     for step in load_recipe(preset).passes:
         wanted = step.observe(graph, ctx)
         ctx.stats |= observe(graph, wanted, samples, threads=1) if wanted else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class Operator:
 def schema(
     function: onnx.FunctionProto,
     inputs: Sequence[OpSchema.FormalParameter],
-    types: dict[str, Sequence[str]],
+    types: Mapping[str, Sequence[str]],
     shape: Callable[[list[Shape | None]], Shape | None],
     attributes: Sequence[OpSchema.Attribute],
 ) -> OpSchema:

@@ -55,17 +55,16 @@ MATMUL_BLOCKS = function(
     f"""
     MatMulBlocks (x, blocks, bias) => (y) {{
         row = Constant <value_ints = [0, -1]> ()
-        zero = Constant <value_ints = [0]> ()
-        last = Constant <value_ints = [-1]> ()
         weight = Reshape (blocks, row)
         transposed = Transpose <perm = [1, 0]> (weight)
         columns = Shape <start = 1> (weight)
         given = Shape <start = -1> (x)
         lacking = Sub (columns, given)
-        ends = Concat <axis = 0> (zero, lacking)
+        batch = Shape <end = -1> (x)
+        shape = Concat <axis = 0> (batch, lacking)
+        zeros = ConstantOfShape (shape)
         real = Cast <to = {FLOAT}> (x)
-        nothing = Constant <value_float = 0.0> ()
-        whole = Pad (real, ends, nothing, last)
+        whole = Concat <axis = -1> (real, zeros)
         product = MatMul (whole, transposed)
         wide_bias = Cast <to = {FLOAT}> (bias)
         sum = Add (product, wide_bias)
@@ -92,9 +91,9 @@ def product(x: Array, weight: Array, bias: Array | None) -> Array:
 def rounded(x: Array, block: int) -> Array:
     """x (…, K) in 8 bits: s · rint(x / s), s = max |x| / 127 of a block in float32."""
     real = x.astype(np.float32)
-    columns = real.shape[-1]
+    columns, count = real.shape[-1], -(-real.shape[-1] // block)
     ends = [(0, 0)] * (real.ndim - 1) + [(0, -columns % block)]
-    blocks = np.pad(real, ends).reshape(*real.shape[:-1], -(-columns // block), block)
+    blocks = np.pad(real, ends).reshape(*real.shape[:-1], count, block)
     scale = np.abs(blocks).max(axis=-1, keepdims=True, initial=0) / np.float32(127)
     codes = np.rint(blocks / np.where(scale > 0, scale, 1).astype(np.float64))
-    return (codes * scale).reshape(*real.shape[:-1], -1)[..., :columns]
+    return (codes * scale).reshape(*real.shape[:-1], count * block)[..., :columns]
