@@ -2,57 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <limits>
-#include <random>
 #include <sstream>
 
-#include "../half.h"
 #include "../lattice/pack.h"
+#include "random.h"
 
 namespace onnxq::fake {
 namespace {
-
-enum Type { float32 = 1, uint8 = 2, int8 = 3, uint16 = 4, int32 = 6, float16 = 10, float64 = 11 };
-
-using Shape = std::vector<std::int64_t>;
-using Shared = std::shared_ptr<Tensor>;
-
-class Random {
-  public:
-    explicit Random(std::uint32_t seed) : engine_(seed) {}
-
-    std::int64_t between(std::int64_t least, std::int64_t most) {
-        return std::uniform_int_distribution<std::int64_t>(least, most)(engine_);
-    }
-    bool chance(int percent) { return between(0, 99) < percent; }
-    template <class T>
-    T one_of(std::initializer_list<T> choices) {
-        return choices.begin()[between(0, static_cast<std::int64_t>(choices.size()) - 1)];
-    }
-    float real(float least, float most) {
-        return std::uniform_real_distribution<float>(least, most)(engine_);
-    }
-    Shared bytes(int type, Shape shape) {
-        auto tensor = std::make_shared<Tensor>(type, std::move(shape));
-        for (std::size_t i = 0; i < tensor->bytes; i++)
-            tensor->memory[i] = static_cast<std::byte>(between(0, 255));
-        return tensor;
-    }
-    Shared reals(int type, Shape shape, float least, float most) {
-        auto tensor = std::make_shared<Tensor>(type, std::move(shape));
-        for (std::int64_t i = 0; i < tensor->elements(); i++) {
-            if (type == float16)
-                tensor->as<Half>()[i] = to_half(real(least, most));
-            else
-                tensor->as<float>()[i] = real(least, most);
-        }
-        return tensor;
-    }
-
-  private:
-    std::mt19937 engine_;
-};
 
 double number(Tensor& tensor, std::int64_t index) {
     switch (tensor.type) {
@@ -82,8 +38,8 @@ struct Expected {
 };
 
 // x Wᵀ + bias. Rounding x to 8 bits may move each product by 1/254 of the largest |x|.
-Expected product(Tensor& x, const std::vector<double>& w, std::int64_t channels, std::int64_t columns,
-                 Tensor* bias, bool rounded) {
+Expected product(Tensor& x, const std::vector<double>& w, std::int64_t channels,
+                 std::int64_t columns, Tensor* bias, bool rounded) {
     Expected expected;
     const std::int64_t rows = x.elements() / columns;
     for (std::int64_t m = 0; m < rows; m++) {
@@ -135,7 +91,8 @@ void add_inputs(Random& random, Node& node, std::initializer_list<Shared> tensor
     while (!node.inputs.back().tensor && random.chance(50)) node.inputs.pop_back();
 }
 
-unsigned code_of(Tensor& codes, std::int64_t bits, std::int64_t block, std::int64_t of, std::int64_t k) {
+unsigned code_of(Tensor& codes, std::int64_t bits, std::int64_t block, std::int64_t of,
+                 std::int64_t k) {
     const std::uint8_t* bytes = codes.as<std::uint8_t>() + of * block * bits / 8;
     if (bits == 4) return bytes[k / 2] >> (k % 2 ? 4 : 0) & 15u;
     return (bytes[k / 4] >> (k % 4 * 2) & 3u) | (bytes[block / 4 + k / 8] >> (k % 8) & 1u) << 2;
@@ -153,7 +110,8 @@ Case codebook_case(Random& random, std::int64_t bits) {
     const Shape table{random.one_of({std::int64_t{1}, n}), random.one_of({std::int64_t{1}, blocks}),
                       levels};
     const bool integers = random.chance(60);
-    const Shared codebook = integers ? random.bytes(int8, table) : random.reals(float32, table, -1, 1);
+    const Shared codebook =
+        integers ? random.bytes(int8, table) : random.reals(float32, table, -1, 1);
     const Shape zeros = random.chance(50) ? Shape{n, blocks} : Shape{1, 1};
     const Shared zero_points = random.chance(50)   ? nullptr
                                : random.chance(50) ? random.bytes(int8, zeros)
@@ -249,65 +207,6 @@ Case hadamard_case(Random& random) {
     return c;
 }
 
-// Any bytes; nothing where that would take too much memory.
-Shared anything(Random& random, int type, Shape shape) {
-    std::int64_t product = 1;
-    for (const std::int64_t size : shape) product *= size;
-    return product > 1 << 20 ? nullptr : random.bytes(type, std::move(shape));
-}
-
-void spoil_shape(Random& random, Shape& shape) {
-    const auto axis = static_cast<std::size_t>(
-        random.between(0, std::max<std::int64_t>(0, static_cast<std::int64_t>(shape.size()) - 1)));
-    switch (random.between(0, 4)) {
-        case 0: shape.insert(shape.begin(), random.between(0, 2)); return;
-        case 1: shape.clear(); return;
-        case 2: shape.resize(random.chance(50) ? 17 : 3, 1); return;
-        case 3:
-            if (!shape.empty()) shape[axis] = random.between(0, 70);
-            return;
-        default:
-            if (!shape.empty()) shape[axis] = std::max<std::int64_t>(0, shape[axis] + random.one_of({-1, 1}));
-    }
-}
-
-void spoil(Random& random, Case& c) {
-    auto& inputs = c.node.inputs;
-    auto& input = inputs[static_cast<std::size_t>(
-        random.between(0, static_cast<std::int64_t>(inputs.size()) - 1))];
-    switch (random.between(0, 6)) {
-        case 0: input.tensor = nullptr; break;
-        case 1:
-            if (inputs.size() > 1) inputs.pop_back();
-            break;
-        case 2:
-            if (input.tensor)
-                input.tensor = anything(random,
-                                        random.one_of({float32, uint8, int8, uint16, int32, float16,
-                                                       float64}),
-                                        input.tensor->shape);
-            break;
-        case 3:
-            if (input.tensor) {
-                Shape shape = input.tensor->shape;
-                spoil_shape(random, shape);
-                input.tensor = anything(random, input.tensor->type, shape);
-            }
-            break;
-        case 4: std::swap(input, inputs[0]); break;
-        case 5:
-            for (const char* name : {"accuracy_level", "block_size"})
-                c.node.attributes[name] =
-                    random.one_of<std::int64_t>({-1, 1, 3, 5, 7, 16, 12, 24, 1 << 30,
-                                                 std::numeric_limits<std::int64_t>::max(),
-                                                 std::numeric_limits<std::int64_t>::min()});
-            break;
-        default:  // any bits: infinite, undefined and huge numbers
-            if (input.tensor) input.tensor = random.bytes(input.tensor->type, input.tensor->shape);
-    }
-    inputs[0].constant = false;
-}
-
 }  // namespace
 
 Case random_case(std::uint32_t seed) {
@@ -323,23 +222,6 @@ Case random_case(std::uint32_t seed) {
     c.isa = random.one_of<const char*>({"", "", "portable", "avx2", "avx512vnni"});
     for (; random.chance(30); c.is_right = false) spoil(random, c);
     return c;
-}
-
-std::string description(const Node& node) {
-    std::ostringstream text;
-    for (const auto& [name, value] : node.attributes) text << "  " << name << " = " << value << "\n";
-    for (const Input& input : node.inputs) {
-        text << (input.constant ? "  initializer" : "  input");
-        if (input.tensor) {
-            text << " of type " << input.tensor->type << " [";
-            for (const std::int64_t size : input.tensor->shape) text << " " << size;
-            text << " ]";
-        } else {
-            text << " missing";
-        }
-        text << "\n";
-    }
-    return text.str();
 }
 
 }  // namespace onnxq::fake

@@ -14,7 +14,10 @@ struct Case {
     std::function<std::string(Tensor& y)> compare;  // what is wrong with y; nothing if all is well
 };
 
+class Random;
+
 Case random_case(std::uint32_t seed);
+void spoil(Random&, Case&);
 std::string description(const Node&);
 
 }  // namespace onnxq::fake

@@ -140,7 +140,8 @@ void Table::add_shapes() {
         return nullptr;
     });
     set(GetSymbolicDimensions, [](const Info* info, const char** to, std::size_t n) {
-        for (std::size_t i = 0; i < n; i++) to[i] = i < info->names.size() ? info->names[i].c_str() : "";
+        for (std::size_t i = 0; i < n; i++)
+            to[i] = i < info->names.size() ? info->names[i].c_str() : "";
         return static_cast<OrtStatus*>(nullptr);
     });
     set(SetSymbolicDimensions, [](Info* info, const char** names, std::size_t n) {
@@ -278,7 +279,8 @@ Outcome run(const Node& node) {
     OrtKernelContext context{&node, values_of(node), nullptr};
     for (int call = 0; call < 2; call++)
         if ((status = op.KernelComputeV2(kernel.made, &context))) return {taken(status), nullptr};
-    if (context.y->shape != inferred.y.shape) throw std::runtime_error("another shape than inferred");
+    if (context.y->shape != inferred.y.shape)
+        throw std::runtime_error("another shape than inferred");
     return {"", context.y};
 }
 

@@ -109,8 +109,9 @@ struct LatticeSums {
 // Up to `most` rows of x with a group of 16 output channels. One row keeps its sums in registers.
 template <std::size_t most>
 void lattice_group(const Avx512Lattice& lattice, const LatticeWeights& weights,
-                   const RoundedRows& x, std::size_t first, std::size_t count, std::size_t group,
+                   const RoundedRows& x, const RowsOfTile& rows, std::size_t group,
                    const Output& out) {
+    const std::size_t count = most == 1 ? 1 : rows.count;
     constexpr std::size_t ahead = 8;  // tiles: what is read reaches the L1 cache in time
     LatticeSums sums[most];
     for (std::size_t b = 0; b < weights.blocks; b++) {
@@ -120,15 +121,15 @@ void lattice_group(const Avx512Lattice& lattice, const LatticeWeights& weights,
                          _MM_HINT_T0);
         __m512i n[Avx512Lattice::vectors];
         lattice.decode(tile, n);
-        for (std::size_t m = 0; m < (most == 1 ? 1 : count); m++) {
-            const std::size_t at = (first + m) * x.blocks + b;
+        for (std::size_t m = 0; m < count; m++) {
+            const std::size_t at = (rows.first + m) * x.blocks + b;
             sums[m].add(n, x.codes + at * lattice_columns, x.scales[at]);
         }
     }
     for (std::size_t m = 0; m < count; m++) {
-        float rows[lattice_rows];
-        sums[m].store(rows);
-        store_lattice(weights, group, rows, rounded_sum(x, first + m), first + m, out);
+        float of_channels[lattice_rows];
+        sums[m].store(of_channels);
+        store_lattice(weights, group, of_channels, rows.sums[m], rows.first + m, out);
     }
 }
 
@@ -136,13 +137,12 @@ inline void avx512vbmi_lattice_product(const LatticeWeights& weights, const Roun
                                        Range rows, Range groups, const Output& out) {
     const Avx512Lattice lattice(*weights.tables);
     for (std::size_t first = rows.begin; first < rows.end; first += rows_of_tile) {
-        const std::size_t left = rows.end - first;
-        const std::size_t count = left < rows_of_tile ? left : rows_of_tile;
+        const RowsOfTile of(x, first, rows.end);
         for (std::size_t group = groups.begin; group < groups.end; group++)
-            if (count == 1)
-                lattice_group<1>(lattice, weights, x, first, count, group, out);
+            if (of.count == 1)
+                lattice_group<1>(lattice, weights, x, of, group, out);
             else
-                lattice_group<rows_of_tile>(lattice, weights, x, first, count, group, out);
+                lattice_group<rows_of_tile>(lattice, weights, x, of, group, out);
     }
 }
 

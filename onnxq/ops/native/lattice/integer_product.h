@@ -15,13 +15,23 @@ namespace {
 
 inline constexpr std::size_t rows_of_tile = 64;  // of x: their sums stay in the L1 cache
 
-// Σ_b x.scales[row,b] Σ_k x.code
-inline float rounded_sum(const RoundedRows& x, std::size_t row) {
-    float sum = 0;
-    for (std::size_t b = 0; b < x.blocks; b++)
-        sum += x.scales[row * x.blocks + b] * static_cast<float>(x.sums[row * x.blocks + b]);
-    return sum;
-}
+// Rows of x that share decoded tiles, and for each Σ_b x.scales[m,b] Σ_k x.code, which all output
+// channels have in common.
+struct RowsOfTile {
+    std::size_t first, count;
+    float sums[rows_of_tile];
+
+    RowsOfTile(const RoundedRows& x, std::size_t first_row, std::size_t end_row)
+        : first(first_row) {
+        count = end_row - first < rows_of_tile ? end_row - first : rows_of_tile;
+        for (std::size_t m = 0; m < count; m++) {
+            const std::size_t row = (first + m) * x.blocks;
+            sums[m] = 0;
+            for (std::size_t b = 0; b < x.blocks; b++)
+                sums[m] += x.scales[row + b] * static_cast<float>(x.sums[row + b]);
+        }
+    }
+};
 
 inline void store_lattice(const LatticeWeights& weights, std::size_t group, const float* sums,
                           float offset, std::size_t row, const Output& out) {
@@ -62,12 +72,12 @@ void lattice_product(const LatticeWeights& weights, const RoundedRows& x, Range 
     alignas(64) std::uint8_t tile[lattice_rows * lattice_columns];
     alignas(64) float sums[rows_of_tile][lattice_rows];
     for (std::size_t first = rows.begin; first < rows.end; first += rows_of_tile) {
-        const std::size_t left = rows.end - first, count = left < rows_of_tile ? left : rows_of_tile;
+        const RowsOfTile of(x, first, rows.end);
         for (std::size_t group = groups.begin; group < groups.end; group++) {
-            for (std::size_t m = 0; m < count; m++) Simd::store(sums[m], Simd::splat(0.0f));
+            for (std::size_t m = 0; m < of.count; m++) Simd::store(sums[m], Simd::splat(0.0f));
             for (std::size_t b = 0; b < weights.blocks; b++) {
                 decode_tile(weights, weights.tile(group, b), tile);
-                for (std::size_t m = 0; m < count; m++) {
+                for (std::size_t m = 0; m < of.count; m++) {
                     const auto dots = tile_product<Simd>(
                         tile, x.codes + (first + m) * columns + b * lattice_columns);
                     const auto scale = Simd::splat(x.scales[(first + m) * x.blocks + b]);
@@ -75,8 +85,8 @@ void lattice_product(const LatticeWeights& weights, const RoundedRows& x, Range 
                                 Simd::fma(Simd::to_floats(dots), scale, Simd::load(sums[m])));
                 }
             }
-            for (std::size_t m = 0; m < count; m++)
-                store_lattice(weights, group, sums[m], rounded_sum(x, first + m), first + m, out);
+            for (std::size_t m = 0; m < of.count; m++)
+                store_lattice(weights, group, sums[m], of.sums[m], first + m, out);
         }
     }
 }
