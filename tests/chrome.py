@@ -114,9 +114,7 @@ class Page:
         )
         x, y = self.run(script)
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-            self.call(
-                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
-            )
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def press(self, key: str) -> None:
         codes = {"Tab": 9, "Enter": 13, "Escape": 27}

@@ -6,6 +6,6 @@ colours from the page, and is the smallest: 0.90 MB beside 1.27 MB for Bokeh, 4.
 """
 
 from onnxq.page.render import page, require_libraries
-from onnxq.page.runs import Run, read_runs, run_of
+from onnxq.page.runs import Run, read_runs, runs_in
 
-__all__ = ["Run", "page", "read_runs", "require_libraries", "run_of"]
+__all__ = ["Run", "page", "read_runs", "require_libraries", "runs_in"]

@@ -11,7 +11,6 @@ COLOURS = 8  # of the CSS, --c1 and on
 CONFIG: Spec = {
     "background": None,
     "font": "system-ui, sans-serif",
-    "aria": False,  # what a chart shows, its label and the table beside it say
     "view": {"stroke": None},
     "axis": {
         "labelColor": "var(--quiet)",
@@ -30,7 +29,6 @@ CONFIG: Spec = {
         "titleFontSize": 12,
         "orient": "top",
         "direction": "horizontal",
-        "columns": {"signal": "max(1, floor(width / 160))"},
         "labelLimit": 150,
         "symbolType": "square",
     },
@@ -141,26 +139,38 @@ RANGES = _chart(
 )
 
 # What tuning tried: the lower left is best.
+_KINDS = ["chosen", "on the front", "others", "float"]
+_PLACE = {
+    "x": _field(
+        "ratio", "latency ÷ float", axis={"tickCount": 8}, scale={"zero": False, "padding": 14}
+    ),
+    "y": _field("drop", "drop, %", scale={"padding": 14}),
+}
 FRONT = _chart(
     300,
-    mark={"type": "point", "filled": True, "opacity": 0.85, "cursor": "default"},
-    encoding={
-        "x": _field("ratio", "latency ÷ float", scale={"zero": False, "padding": 12}),
-        "y": _field("drop", "drop, %", scale={"padding": 12}),
-        "size": _field("size", "size, MB", scale={"range": [60, 420]}, legend=None),
-        "color": _group(
-            scale={
-                "domain": ["chosen", "on the front", "others", "float"],
-                "range": ["var(--c2)", "var(--c1)", "var(--edge)", "var(--ink)"],
-            }
-        ),
-        "shape": _group(
-            scale={
-                "domain": ["chosen", "on the front", "others", "float"],
-                "range": ["diamond", "circle", "circle", "cross"],
-            }
-        ),
-    },
+    layer=[
+        {
+            "mark": {"type": "point", "filled": True, "opacity": 0.9},
+            "encoding": {
+                **_PLACE,
+                "size": _field("size", None, scale={"range": [60, 420]}, legend=None),
+                "color": _group(
+                    scale={
+                        "domain": _KINDS,
+                        "range": ["var(--c2)", "var(--c1)", "var(--edge)", "var(--ink)"],
+                    }
+                ),
+                "shape": _group(
+                    scale={"domain": _KINDS, "range": ["diamond", "circle", "circle", "cross"]}
+                ),
+            },
+        },
+        {
+            "transform": [{"filter": "datum.group === 'chosen' || datum.group === 'float'"}],
+            "mark": {"type": "text", "dy": -14, "fontSize": 12, "color": "var(--ink)"},
+            "encoding": {**_PLACE, "text": {"field": "name"}},
+        },
+    ],
 )
 
 # One horizontal bar for each name.
@@ -170,7 +180,7 @@ NAMED = _chart(
     encoding={
         "y": {"field": "name", "type": "nominal", "title": None, "sort": None,
               "axis": {"labelLimit": 140}},
-        "x": _field("value", "median, ms"),
+        "x": _field("value", "median, ms", axis={"tickCount": 8}),
     },
 )  # fmt: skip
 
@@ -179,7 +189,9 @@ LINES = _chart(
     260,
     mark={"type": "line", "point": {"filled": True, "size": 30}, "strokeWidth": 1.5},
     encoding={
-        "x": _field("at", "layer", axis=_WHOLE, scale={"nice": False, "zero": False}),
+        "x": _field(
+            "at", "measured layers, in order", axis=_WHOLE, scale={"nice": False, "zero": False}
+        ),
         "y": _field("value", "SQNR, dB", scale={"zero": False}),
         "color": _group(sort=None),
     },

@@ -175,5 +175,3 @@ def short(value: Any) -> Any:
         return value
     kept = float(f"{value:.{DIGITS}g}")
     return int(kept) if isinstance(value, int) else kept
-
-

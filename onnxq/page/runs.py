@@ -36,10 +36,6 @@ class Run:
         return list(dict.fromkeys([*own, *more]))
 
 
-def run_of(report: Report) -> Run:
-    return Run(Path(report.output or report.model).name, report)
-
-
 def read_runs(paths: list[Path]) -> list[Run]:
     """The runs in files of `--report` or `--json`, each by a name that no other has.
 
@@ -51,7 +47,8 @@ def read_runs(paths: list[Path]) -> list[Run]:
             found += runs_in(path.read_text("utf-8"), path.stem)
         except (ValueError, TypeError, KeyError, AttributeError):
             raise OnnxqError(
-                f"{str(path)!r} is no report; make one with: onnxq quantize MODEL --report FILE.json"
+                f"{str(path)!r} is no report; make one with: "
+                "onnxq quantize MODEL --report FILE.json"
             ) from None
     return distinct(found)
 

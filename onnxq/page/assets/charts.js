@@ -7,11 +7,14 @@ function draw(element, kind, data, change = () => {}) {
   const spec = structuredClone(page.charts[kind]);
   change(spec);
   spec.datasets = data;
+  spec.config.legend.columns = Math.max(1, Math.floor(element.clientWidth / 170));
   const options = { renderer: "svg", actions: false, tooltip: false, defaultStyle: false };
   const before = drawn.get(element) ?? Promise.resolve();
   const made = before.then(async (old) => {
     old?.finalize();
-    return vegaEmbed(element, spec, options);
+    const inside = document.createElement("div"); // Vega would take the label off `element`
+    element.replaceChildren(inside);
+    return vegaEmbed(inside, spec, options);
   });
   drawn.set(element, made);
   return made.then((chart) => chart.view);

@@ -3,7 +3,7 @@ const STEP = 100; // rows that are shown at a time
 const CAP = 100; // dB that a bar is long at most: equal outputs have no finite ratio
 
 const REPORTED = {
-  measures: { share: "share of the error", sqnr: "SQNR" },
+  measures: { share: "error share", sqnr: "SQNR" },
   titles: { share: "share of the error at the outputs, %", sqnr: "SQNR, dB; lower is worse" },
   columns: [
     ["place", "#", "number"], ["name", "layer", ""], ["op", "operator", ""], ["form", "format", "form"],
@@ -105,11 +105,13 @@ function bars() {
   element.parentElement.hidden = !measured.length;
   if (!measured.length) return undefined;
   const text = kind().titles[key];
-  const order = controls.order.value ? "layer, the worst first" : "layer, in the order of the model";
+  const order = controls.order.value ? "layers by #, the worst first" : "layers by #, in the order of the model";
   all.sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
+  const places = measured.map((layer) => layer.place);
   const titled = (spec) => {
     spec.encoding.y.title = text;
     spec.encoding.x.title = order;
+    spec.encoding.x.axis.labelExpr = `${JSON.stringify(places)}[datum.value - 1] || ""`;
   };
   return draw(element, "bars", { rows: all }, titled).then((view) => {
     view.addEventListener("mouseover", (_, item) => read(item?.datum));
