@@ -410,6 +410,7 @@ app.command(cls=Command, epilog=cli_devices.CHECK_EXAMPLES)(cli_devices.check)
 app.command(cls=Command, epilog=cli_deploy.EXAMPLES)(cli_deploy.deploy)
 app.command(cls=Command, epilog=cli_probe.EXAMPLES)(cli_probe.probe)
 app.command(cls=Command, epilog=cli_look.REPORT_EXAMPLES)(cli_look.report)
+app.command(cls=Command, epilog=cli_look.DIFF_EXAMPLES)(cli_look.diff)
 
 
 @app.command(

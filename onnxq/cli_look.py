@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from onnxq.errors import OnnxqError
-from onnxq.options import OUT, check_file, is_page, working, write_text
+from onnxq.options import OUT, Json, check_file, is_page, print_json, working, write_text
 
 REPORT_EXAMPLES = (
     "Examples:\n\n"
     "onnxq report run.json -o run.html\n\n"
     "onnxq report int8.json int4.json -o compared.html"
 )
+DIFF_EXAMPLES = "Example: onnxq diff model.onnx model.int8-static.onnx"
 
 
 def report(
@@ -52,3 +53,22 @@ def report(
         progress("make the page", 0, 1)
         write_text(place, page(read_runs(runs)))
     typer.echo(f"wrote {place}")
+
+
+def diff(
+    before: Annotated[Path, typer.Argument(metavar="A.onnx", help="A model.")],
+    after: Annotated[Path, typer.Argument(metavar="B.onnx", help="What it became, or another.")],
+    json: Json = False,
+) -> None:
+    """Say how two models differ in structure: operators, types, parameters, what was fused."""
+    with working(True) as progress:
+        from onnxq.diff import diff as compare
+
+        progress("compare the models", 0, 1)
+        found = compare(before, after)
+    if json:
+        print_json(found.to_json(), ())
+        return
+    from onnxq import show, show_diff
+
+    show_diff.show_diff(found, show.output_console())

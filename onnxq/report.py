@@ -258,6 +258,13 @@ class Report:
         measured = [layer for layer in self.layers if layer.sqnr_db is not None]
         return sorted(measured, key=lambda r: (-(r.contribution or 0.0), r.sqnr_db or 0.0, r.name))
 
+    @property
+    def error_shares(self) -> list[tuple[LayerRecord, float]]:
+        """The ranked layers, each with its share of what all of them, one by one, do to outputs."""
+        ranked = self.ranked
+        total = sum(layer.contribution or 0.0 for layer in ranked)
+        return [(r, (r.contribution or 0.0) / total if total else 0.0) for r in ranked]
+
     def share(self, what: str) -> float | None:
         """The share of `parameters` or `macs` in layers that are quantized."""
         if self.float_operators == []:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -619,7 +620,7 @@ def test_tables_fit_the_terminal() -> None:
     ranking = [line for line in lines if "MatMul_[" in line and line.endswith("%")]
     assert len(ranking) == 10
     assert all("…" in line for line in ranking)
-    assert ranking[0].rstrip().endswith("50.0 %")
+    assert ranking[0].endswith("████ 50.0 %")
     assert any("and 2 more layers" in line for line in lines)
     assert any("and 3 more tensors" in line for line in lines)
     assert any("and 3 more rows" in line for line in lines)
@@ -628,6 +629,14 @@ def test_tables_fit_the_terminal() -> None:
     first = lines.index(next(line for line in lines if line.startswith("Groups"))) + 2
     assert lines[first].endswith("stands out")
     assert any("and 4 more outputs" in line for line in lines)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_bars_are_drawn_where_the_stream_has_blocks(encoding: str) -> None:
+    stream = TextIOWrapper(BytesIO(), encoding=encoding, errors="replace")
+    show.show_report(long_report(), Console(file=stream, width=80))
+    stream.seek(0)
+    assert ("█" in stream.read()) == (encoding == "utf-8")
 
 
 def test_names_are_whole_where_there_is_room() -> None:

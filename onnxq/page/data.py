@@ -44,13 +44,15 @@ def _run(run: Run, most: int) -> dict[str, Any]:
     report = run.report or Report()
     detailed = {layer.name for layer in report.ranked[:most]}
     kept = {name for layer in report.layers if layer.name in detailed for name in _tensors(layer)}
-    total = sum(layer.contribution or 0.0 for layer in report.layers)
+    shares = {layer.name: share for layer, share in report.error_shares}
     return {
         "name": run.name,
         "detailed": min(most, len(report.ranked)),
         "layers": _effects(run.effects)
         if run.effects
-        else [_layer(r, report.target, total, r.name in detailed) for r in report.layers],
+        else [
+            _layer(r, report.target, shares.get(r.name), r.name in detailed) for r in report.layers
+        ],
         "unit": run.effects.get("unit", ""),
         "tensors": {r.tensor: _tensor(r, r.tensor in kept) for r in report.ranges},
         "ranges": [row for r in report.ranges[:MOST_RANGES] for row in _spans(r)],
@@ -67,7 +69,7 @@ def _tensors(layer: LayerRecord) -> list[str]:
     return [*layer.inputs, layer.output]
 
 
-def _layer(layer: LayerRecord, target: str, total: float, detailed: bool) -> dict[str, Any]:
+def _layer(layer: LayerRecord, target: str, share: float | None, detailed: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": layer.name,
         "op": layer.op,
@@ -77,9 +79,7 @@ def _layer(layer: LayerRecord, target: str, total: float, detailed: bool) -> dic
         "parameters": layer.parameters,
         "macs": layer.macs,
         "sqnr": short(layer.sqnr_db),
-        "share": short((layer.contribution or 0.0) / total)
-        if total and layer.contribution is not None
-        else None,
+        "share": short(share),
         "inputs": layer.inputs,
         "output": layer.output,
         "before": layer.before,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from onnxq.headline import faster, smaller
 from onnxq.page.runs import Run
 from onnxq.report import LayerRecord, Report
-from onnxq.show import faster, form_text, smaller
+from onnxq.show import form_text
 from onnxq.show_providers import labels, lines
 from onnxq.tables import cosine, decibels, milliseconds, percent, quantity
 
@@ -106,16 +107,15 @@ def compared_on(report: Report) -> str:
 
 
 def worst_layers(report: Report) -> list[dict[str, str]]:
-    total = sum(layer.contribution or 0.0 for layer in report.ranked)
     return [
         {
             "name": layer.name,
             "op": layer.op,
             "form": form_text(layer.form),
             "sqnr": decibels(layer.sqnr_db),
-            "share": percent((layer.contribution or 0.0) / total if total else 0.0),
+            "share": percent(share),
         }
-        for layer in report.ranked[:WORST]
+        for layer, share in report.error_shares[:WORST]
     ]
 
 
