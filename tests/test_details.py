@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
-from graphs import feeds_of, model, normal
+from awkward import ZOO
+from graphs import feeds_of, model, normal, pipeline
 
 import onnxq
-from onnxq.details import few, weight_record
+from onnxq.details import MOST_NEIGHBOURS, few, record_details, weight_record
 from onnxq.distribution import coarser, distribution
+from onnxq.layers import record_layers
 from onnxq.observe import Histogram
 from onnxq.qtype import QTensor, QType, quantize_weight, weight_scale
+from onnxq.report import Report
 
 TWO = "(float[n,8] x) => (float[n,4] y) { h = MatMul (x, w) r = Relu (h) y = MatMul (r, v) }"
 
@@ -85,6 +88,32 @@ def test_a_layer_has_its_neighbours_inputs_and_weight() -> None:
     assert first.weight.channels == 16
     known = {record.tensor: record for record in report.ranges}
     assert all(known[name].values for layer in (first, second) for name in layer.inputs)
+
+
+PRESETS = ("int8-static", "integer-only", "int4-rtn", "int4-qdq", "nf4", "int3", "int2", "w4a8")
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"), [(name, PRESETS[turn % len(PRESETS)]) for turn, name in enumerate(ZOO)]
+)
+def test_details_are_had_of_every_graph(name: str, preset: str) -> None:
+    case = ZOO[name]()
+    if preset in case.refused:
+        pytest.skip("refused")
+    result = pipeline(case.model, case.feeds, preset)
+    record_layers(result, result.report)
+    record_details(result, result.report)
+    known = {layer.name for layer in result.report.layers}
+    for layer in result.report.layers:
+        assert {*layer.before, *layer.after} <= known - {layer.name}
+        if layer.weight is not None:
+            assert sum(layer.weight.values.counts) > 0
+            assert len(layer.weight.scales) <= 64
+    for before in result.report.layers:
+        for after in result.report.layers:
+            if before.name in after.before and len(before.after) < MOST_NEIGHBOURS:
+                assert after.name in before.after
+    assert Report.from_json(result.report.to_json()) == result.report
 
 
 def test_nothing_of_it_is_measured_unasked() -> None:
