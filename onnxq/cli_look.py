@@ -46,10 +46,12 @@ def report(
     place = output or runs[0].with_suffix(".html")
     if not is_page(place):
         raise OnnxqError(f"a page ends in .html, unlike {str(place)!r}")
+    if place.absolute() in [run.absolute() for run in runs]:
+        raise OnnxqError(f"the page would replace {str(place)!r}; choose another --output")
     with working(True) as progress:
         from onnxq.page import page, read_runs
 
-        check_file(place, *runs)
+        check_file(place)
         progress("make the page", 0, 1)
         write_text(place, page(read_runs(runs)))
     typer.echo(f"wrote {place}")

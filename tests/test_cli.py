@@ -385,6 +385,35 @@ def output_is_a_folder(folder: Path) -> list[object]:
     return ["quantize", DIGITS, "--data", CALIBRATION, "--no-verify", "-o", folder]
 
 
+def test_a_report_that_ends_in_html_is_a_page_and_json_makes_the_same_later(tmp_path: Path) -> None:
+    pytest.importorskip("vl_convert", reason="needs the extra report")
+    out, direct, saved = (tmp_path / name for name in ("q.onnx", "direct.html", "q.json"))
+    for file in (direct, saved):
+        passed("quantize", DIGITS, "--data", CALIBRATION, "-o", out, "--report", file, "--quiet")
+    assert "wrote" in passed("report", saved)
+    for page in (direct, tmp_path / "q.html"):
+        text = page.read_text()
+        assert text.startswith("<!doctype html>")
+        assert "It holds" in text
+        assert "Where it hurts" in text
+    assert any(record["weight"] for record in json.loads(saved.read_text())["layers"])
+    assert "would replace" in complaint("report", direct)
+    assert "no report" in complaint("report", direct, "-o", tmp_path / "new.html")
+    assert "ends in .html" in complaint("report", saved, "-o", tmp_path / "page.txt")
+    assert "there is no folder" in complaint("report", saved, "-o", tmp_path / "no" / "p.html")
+    assert "No such file" in complaint("report", tmp_path / "no.json")
+
+
+def test_a_page_without_its_libraries_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxq.page.render.LIBRARIES", {"no_such_module": "no-such-package"})
+    out, page = tmp_path / "q.onnx", tmp_path / "page.html"
+    said = complaint("quantize", DIGITS, "--data", CALIBRATION, "-o", out, "--report", page)
+    assert "pip install 'onnxq[report]'" in said
+    assert not out.exists()
+
+
 def no_report_folder(folder: Path) -> list[object]:
     report = folder / "none" / "report.json"
     return ["quantize", DIGITS, "--data", CALIBRATION, "--report", report]

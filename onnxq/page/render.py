@@ -52,7 +52,7 @@ def page(runs: list[Run]) -> str:
         "style": _asset("page.css"),
         "script": "\n".join(map(_asset, SCRIPTS)),
         "vega": _vega(),
-        "licence": _licence(),
+        "licence": _asset("vega-licence.txt"),
     }
     template = assets.get_template("page.html.j2")
     empty = len(template.render(parts, data="").encode())
@@ -135,15 +135,6 @@ def _vega() -> str:
 
     source = str(vl_convert.javascript_bundle(snippet="window.vegaEmbed = vegaEmbed;"))
     return f"(() => {{{source}}})();".replace("</script", "<\\/script")
-
-
-def _licence() -> str:
-    import vl_convert
-
-    return (
-        f"Vega {vl_convert.get_vega_version()}, https://vega.github.io/vega. Copyright 2015-2025, "
-        "University of Washington Interactive Data Lab. BSD 3-Clause License"
-    )
 
 
 def _asset(name: str) -> str:

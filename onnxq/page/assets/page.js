@@ -37,6 +37,7 @@ async function start() {
     await chooseRun(first);
   }
   await standing(document);
+  document.documentElement.dataset.readyAfter = performance.now();
   document.documentElement.dataset.ready = "yes";
 }
 
