@@ -278,6 +278,9 @@ def test_layers_are_filtered_searched_and_sorted(tab: Page, tmp_path: Path) -> N
     assert tab.run(names)[-1] == "/head/Softmax"  # what was not measured stands last
     tab.choose("order", "worst")
     assert tab.run(names)[:2] == ["/block.0/Conv", "/block.1/MatMul"]
+    tab.run("run().layers[5].sqnr = 1")
+    tab.choose("measure", "sqnr")
+    assert tab.run(names)[:2] == ["/block.5/Gemm", "/block.0/Conv"]
 
 
 def test_a_bar_opens_its_layer(tab: Page, tmp_path: Path) -> None:

@@ -71,10 +71,15 @@ BARS = _chart(
     },
 )
 
-# Values in bins, those that no code reaches in another colour; rules where codes end.
+# Values in bins, where no code reaches in another colour and shaded; rules where codes end.
 HISTOGRAM = _chart(
     150,
     layer=[
+        {
+            "data": {"name": "beyond"},
+            "mark": {"type": "rect", "color": "var(--bad)", "opacity": 0.14},
+            "encoding": {"x": _field("low", None), "x2": {"field": "high"}},
+        },
         {
             "mark": "rect",
             "encoding": {

@@ -29,11 +29,22 @@ function counted(values, range) {
   });
 }
 
+// Where values are that no code reaches.
+function outside(values, [low, high]) {
+  return [
+    { low: values.low, high: Math.min(low, values.high) },
+    { low: Math.max(high, values.low), high: values.high },
+  ].filter((part) => part.low < part.high);
+}
+
 // A figure with a histogram of `values` and the `range` that codes hold.
 function histogram(parent, heading, values, range, text, axis) {
   const figure = chartIn(parent, heading, text);
   const ends = range ? range.map((at) => ({ at })) : [];
-  return draw(figure, "histogram", { rows: counted(values, range), ends }, (spec) => (spec.layer[0].encoding.x.title = axis));
+  const beyond = range ? outside(values, range) : [];
+  const rows = counted(values, range);
+  const titled = (spec) => (spec.layer[1].encoding.x.title = axis);
+  return draw(figure, "histogram", { rows, ends, beyond }, titled);
 }
 
 function scales(parent, scales, channels) {

@@ -39,7 +39,7 @@ function facts(layer) {
   const rows = [["Operator", layer.op], ["Format", layer.full ?? layer.form]];
   if (kind() === EFFECTS) rows.push(["It alone quantized", distance(layer.alone)], ["All but it", distance(layer.spared)]);
   else {
-    const ranked = run().layers.filter((l) => l.share !== null).sort(REPORTED.worst);
+    const ranked = run().layers.filter((l) => l.share !== null).sort(worse("share"));
     const rank = ranked.indexOf(layer) + 1;
     rows.push(["Parameters", quantity(layer.parameters)], ["Multiply-accumulates", quantity(layer.macs)]);
     rows.push(["SQNR of its own output", decibels(layer.sqnr)]);

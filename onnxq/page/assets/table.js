@@ -6,11 +6,10 @@ const REPORTED = {
   measures: { share: "error share", sqnr: "SQNR" },
   titles: { share: "share of the error at the outputs, %", sqnr: "SQNR, dB; lower is worse" },
   columns: [
-    ["place", "#", "number"], ["name", "layer", ""], ["op", "operator", ""], ["form", "format", "form"],
+    ["place", "#", "number"], ["name", "layer", ""], ["op", "operator", "optional"], ["form", "format", "form optional"],
     ["parameters", "parameters", "number optional"], ["macs", "MACs", "number optional"],
     ["sqnr", "SQNR", "number"], ["share", "error", "number"],
   ],
-  worst: (a, b) => (b.share ?? -1) - (a.share ?? -1) || (a.sqnr ?? 999) - (b.sqnr ?? 999),
 };
 const EFFECTS = {
   measures: { alone: "it alone quantized", spared: "all but it quantized" },
@@ -19,7 +18,13 @@ const EFFECTS = {
     ["place", "#", "number"], ["name", "layer", ""], ["op", "operator", ""], ["form", "format", "form"],
     ["alone", "it alone quantized", "number"], ["spared", "all but it", "number"],
   ],
-  worst: (a, b) => (b.alone ?? -Infinity) - (a.alone ?? -Infinity),
+};
+
+// Compares layers, the one first that `key` says is worse; those without a figure are last.
+const worse = (key) => (a, b) => {
+  const low = key === "sqnr" || key === "spared"; // what is worse the lower it is
+  const of = (layer) => (layer[key] ?? null) === null ? Infinity : low ? layer[key] : -layer[key];
+  return of(a) === of(b) ? a.place - b.place : of(a) - of(b);
 };
 
 const state = { run: 0, sort: "place", down: false, most: STEP, shown: [] };
@@ -80,7 +85,7 @@ function update() {
       (!wanted || layer.name.toLowerCase().includes(wanted)),
   );
   const worst = controls.order.value === "worst";
-  if (worst) state.shown.sort(kind().worst);
+  if (worst) state.shown.sort(worse(controls.measure.value));
   state.sort = worst ? "" : "place";
   state.down = false;
   state.most = STEP;
@@ -140,7 +145,8 @@ function rows() {
     const sign = state.down ? -1 : 1;
     const last = state.down ? -Infinity : Infinity;
     const of = (layer) => layer[key] ?? last;
-    state.shown.sort((a, b) => sign * (typeof of(a) === "string" ? of(a).localeCompare(of(b)) : of(a) - of(b) || 0));
+    const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b) : a - b || 0);
+    state.shown.sort((a, b) => sign * compare(of(a), of(b)));
   }
   for (const cell of table.tHead.rows[0].cells) {
     cell.ariaSort = cell.dataset.key === key ? (state.down ? "descending" : "ascending") : "none";
