@@ -28,7 +28,7 @@ def summary_html(report: Report) -> str:
     return f"<div>{''.join(parts)}</div>"
 
 
-def _before_and_after(report: Report) -> list[tuple[str, ...]]:
+def _before_and_after(report: Report) -> list[tuple[str, str, str, str]]:
     before, after = report.float_bytes, report.quantized_bytes
     rows = [("size", quantity(before, "B"), quantity(after, "B"), smaller(before, after))]
     slow, fast = report.float_latency, report.quantized_latency
