@@ -16,6 +16,7 @@ from chrome import Page, chrome
 from onnxq.details import weight_record
 from onnxq.distribution import Distribution, WeightRecord
 from onnxq.errors import OnnxqError
+from onnxq.folder import FolderResult
 from onnxq.page import page, read_runs, render, runs_in
 from onnxq.page.compare import differences
 from onnxq.page.data import packed
@@ -195,6 +196,13 @@ def test_what_is_no_report_is_named(tmp_path: Path, text: str) -> None:
         read_runs([file])
 
 
+def test_a_folder_of_models_is_a_run_for_each() -> None:
+    folder = FolderResult("f", "g", {"encoder.onnx": report(), "decoder.onnx": report(layers=3)})
+    found = runs_in(folder.to_json(), "g")
+    assert [run.name for run in found] == ["encoder.onnx", "decoder.onnx"]
+    assert found[1].report == report(layers=3)
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     files = [tmp_path / name / "run.json" for name in ("a", "b")]
     for file in files:
@@ -343,10 +351,10 @@ def test_nothing_is_wider_than_the_window(
     wide = report()
     wide.layers[0].name = wide.ranges[0].tensor = wide.outputs[0].name = wide.model = long
     shown(tab, tmp_path, Run(long, wide, tuning={**tuning(), "report": None}))
-    assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+    assert tab.run("document.documentElement.scrollWidth") <= width
     tab.run("document.querySelector('#table tbody button').click()")
     tab.wait("document.querySelectorAll('#layer svg').length >= 2")
-    assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+    assert tab.run("document.documentElement.scrollWidth") <= width
     assert tab.run("(d => d.scrollWidth <= d.clientWidth)(document.getElementById('layer'))")
 
 
