@@ -309,6 +309,18 @@ def test_a_bar_opens_its_layer(tab: Page, tmp_path: Path) -> None:
     assert not tab.run("document.getElementById('layer').open")
 
 
+def test_a_weight_that_does_not_clip_or_has_no_scale_is_drawn(tab: Page, tmp_path: Path) -> None:
+    whole = WeightRecord(Distribution(-1, 1, [1, 50, 9]), 4, [0.1, 0.2], -1.5, 1.5, 0.0)
+    table = WeightRecord(Distribution(-1, 1, [1, 50, 9]), 4)
+    layers = [layer(0, weight=whole, inputs=[], output=""), layer(1, weight=table, inputs=[])]
+    shown(tab, tmp_path, Run("a", report(layers=2)), Run("b", replace(report(), layers=layers)))
+    tab.choose("run", "1")
+    tab.run("document.querySelector('#table tbody button').click()")
+    tab.wait("document.querySelectorAll('#layer svg').length === 2")
+    tab.click("#next")
+    tab.wait("document.querySelectorAll('#layer svg').length === 2")
+
+
 def test_the_keyboard_alone_opens_a_layer_and_returns(tab: Page, tmp_path: Path) -> None:
     shown(tab, tmp_path, Run("a", report()))
     tab.press("Tab")

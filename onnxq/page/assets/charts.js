@@ -43,8 +43,12 @@ function histogram(parent, heading, values, range, text, axis) {
   const ends = range ? range.map((at) => ({ at })) : [];
   const beyond = range ? outside(values, range) : [];
   const rows = counted(values, range);
-  const titled = (spec) => (spec.layer[1].encoding.x.title = axis);
-  return draw(figure, "histogram", { rows, ends, beyond }, titled);
+  const named = { rows, ends, beyond };
+  const titled = (spec) => {
+    spec.layer[1].encoding.x.title = axis;
+    spec.layer = spec.layer.filter((part) => named[part.data?.name ?? "rows"].length); // Vega warns of none
+  };
+  return draw(figure, "histogram", named, titled);
 }
 
 function scales(parent, scales, channels) {
