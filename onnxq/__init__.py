@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from onnxq.api import bench, inspect, quantize, validate
     from onnxq.codebook import CodebookTensor
     from onnxq.devices.check import check
+    from onnxq.diff import diff
     from onnxq.errors import OnnxqError
     from onnxq.folder import quantize_folder
     from onnxq.pipeline import Context, Pass, Pipeline, Result
@@ -23,6 +24,7 @@ _HOMES = {
     "api": ("bench", "inspect", "quantize", "validate"),
     "codebook": ("CodebookTensor",),
     "devices.check": ("check",),
+    "diff": ("diff",),
     "errors": ("OnnxqError",),
     "folder": ("quantize_folder",),
     "pipeline": ("Context", "Pass", "Pipeline", "Result"),
@@ -48,6 +50,7 @@ __all__ = [
     "Result",
     "bench",
     "check",
+    "diff",
     "inspect",
     "load_recipe",
     "load_target",

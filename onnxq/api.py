@@ -22,6 +22,7 @@ from onnxq import graph as g
 from onnxq import verify
 from onnxq.checkpoint import Checkpoint
 from onnxq.choose import settle
+from onnxq.details import record_details
 from onnxq.devices import Place
 from onnxq.devices.compare import compare_places
 from onnxq.dims import fix_dims, fix_shapes
@@ -105,6 +106,7 @@ def quantize(
     memory_budget: int = MEMORY_BUDGET,
     resume: bool = False,
     write: bool = True,
+    details: bool = False,
     tokenizer: str | Path | None = None,
     max_tokens: int = MAX_TOKENS,
     custom_ops: Sequence[str | Path] = (),
@@ -133,6 +135,8 @@ def quantize(
     elsewhere functions of standard operators compute them, slowly. `memory_budget` is how many
     bytes the statistics of layers may take at a time, `resume` takes over the layers that an
     interrupted run of the same model, recipe and samples had solved. `write=False` writes no file.
+    `details` puts what `onnxq report` shows of single layers into the report: histograms of weights
+    and activations, scales, neighbours.
     `custom_ops` are libraries of operators that the model uses beside the runtime's own.
 
     Raises OnnxqError, with nothing written, for bad input and for a result that does not hold.
@@ -227,12 +231,14 @@ def quantize(
     options |= {"unseen": unseen, "checkpoint": checkpoint, "progress": progress}
     result = chosen.pipeline.run(original, calibration, device, report=report, **options)
     record_layers(result, report)
+    if details:
+        record_details(result, report)
     if check:
         with scratch() as folder:
             staged = folder / "model.onnx"
             result.save(staged)
             assert unseen is not None
-            prove(original, result, staged, unseen, report, threads, progress, grouped)
+            prove(original, result, staged, unseen, report, threads, progress, grouped, details)
     _finish(result, place, report, write)
     checkpoint.clear()
     return result

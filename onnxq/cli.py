@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from onnxq import cli_deploy, cli_devices, cli_probe, cli_tuning
+from onnxq import cli_deploy, cli_devices, cli_look, cli_probe, cli_tuning
 from onnxq.options import (
     CHOICE,
     MAX_TOKENS,
@@ -256,6 +256,7 @@ def quantize(
                 ops=ops,
                 memory_budget=bytes_of("--memory-budget", memory_budget),
                 resume=resume,
+                details=report is not None,
                 progress=progress,
             )
     if model.is_dir():
@@ -411,6 +412,8 @@ app.command(cls=Command, epilog=cli_tuning.TUNE_EXAMPLES)(cli_tuning.tune)
 app.command(cls=Command, epilog=cli_devices.CHECK_EXAMPLES)(cli_devices.check)
 app.command(cls=Command, epilog=cli_deploy.EXAMPLES)(cli_deploy.deploy)
 app.command(cls=Command, epilog=cli_probe.EXAMPLES)(cli_probe.probe)
+app.command(cls=Command, epilog=cli_look.REPORT_EXAMPLES)(cli_look.report)
+app.command(cls=Command, epilog=cli_look.DIFF_EXAMPLES)(cli_look.diff)
 
 
 @app.command(

@@ -38,7 +38,7 @@ from onnxq.options import (
     print_warnings,
     state_pairs,
     working,
-    write_text,
+    write_report,
 )
 
 SENSITIVITY_EXAMPLES = (
@@ -139,7 +139,7 @@ def sensitivity(
                 progress=progress,
             )
     if report is not None:
-        write_text(report, found.to_json() + "\n")
+        write_report(report, found.to_json(), Path(found.model).stem)
     if json:
         print_json(found.to_json(), found.warnings)
     elif quiet:
@@ -255,10 +255,11 @@ def tune(
                 seed=seed,
                 threads=threads,
                 custom_ops=custom_ops or (),
+                details=report is not None,
                 progress=progress,
             )
     if report is not None:
-        write_text(report, found.to_json() + "\n")
+        write_report(report, found.to_json(), Path(found.output).stem)
     if json:
         print_json(found.to_json(), found.warnings)
     elif quiet:

@@ -337,10 +337,11 @@ ReportFile = Annotated[
     Path | None,
     typer.Option(
         "--report",
-        metavar="FILE.json",
+        metavar="FILE",
         rich_help_panel=OUT,
         show_default=False,
-        help="Write the whole report, every layer, to this file.",
+        help="Write the whole report, every layer, to this file: a page to look at where it ends "
+        "in .html (needs the extra report), JSON elsewhere. `onnxq report` makes a page of JSON.",
     ),
 ]
 Quiet = Annotated[
@@ -367,7 +368,7 @@ def deliver(report: Report, path: Path | None, json: bool, quiet: bool) -> None:
 
     try:
         if path is not None:
-            write_text(path, report.to_json() + "\n")
+            write_report(path, report.to_json(), Path(report.output or report.model).stem)
         if json:
             print_json(report.to_json(), report.warnings)
         elif quiet:
@@ -384,13 +385,27 @@ def deliver_folder(result: FolderResult, path: Path | None, json: bool, quiet: b
     from onnxq import show, show_folder
 
     if path is not None:
-        write_text(path, result.to_json() + "\n")
+        write_report(path, result.to_json(), Path(result.output).name)
     if json:
         print_json(result.to_json(), result.warnings)
     elif quiet:
         print_warnings(result.warnings)
     else:
         show_folder.show_folder(result, show.output_console())
+
+
+def is_page(path: Path) -> bool:
+    return path.suffix.lower() in (".html", ".htm")
+
+
+def write_report(path: Path, json: str, name: str) -> None:
+    """What a command found, as JSON or as a page called `name`, by the file's ending."""
+    if is_page(path):
+        from onnxq.page import page, runs_in
+
+        write_text(path, page(runs_in(json, name)))
+    else:
+        write_text(path, json + "\n")
 
 
 def require_all(problems: Mapping[str, str]) -> None:
@@ -461,6 +476,10 @@ def check_file(path: Path | None, *models: Path | None) -> None:
         raise OnnxqError(f"the report {str(path)!r} cannot be written")
     if any(path.absolute() == model.absolute() for model in models if model is not None):
         raise OnnxqError("the report would replace a model; choose another --report")
+    if is_page(path):
+        from onnxq.page import require_libraries
+
+        require_libraries()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,6 +20,7 @@ from onnxq.checkpoint import NOTHING_KEPT, Checkpoint
 from onnxq.codebook import CodebookTensor
 from onnxq.errors import OnnxqError
 from onnxq.lattice import LatticeTensor
+from onnxq.notebook import summary_html
 from onnxq.observe import Observer
 from onnxq.qtype import QParams, QTensor, QType
 from onnxq.report import PassRecord, Report
@@ -189,6 +190,10 @@ class Result:
     def save(self, path: str | Path) -> int:
         """Write the model whole or not at all. Returns the bytes written."""
         return g.save(self.graph, path)
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        return summary_html(self.report)
 
 
 class Pipeline:

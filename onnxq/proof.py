@@ -41,8 +41,12 @@ def prove(
     threads: int | None,
     progress: Progress,
     grouped: Grouped | None = None,
+    details: bool = False,
 ) -> None:
-    """Law 7: checker, session, run, optimizations off and on, comparison with the input model."""
+    """Law 7: checker, session, run, optimizations off and on, comparison with the input model.
+
+    With `details` the report has the distributions of activations.
+    """
     steps = 5
     progress("verify", 0, steps)
     _check_model(model, report.model)
@@ -108,7 +112,7 @@ def prove(
         report.exact_with = check_exact(model, feeds[0], providers, config)
     progress("compare layers", 4, steps)
     _rank(result, report, feeds[:LAYER_SAMPLES])
-    report.ranges = compare_ranges(result, feeds, unseen.synthesised)
+    report.ranges = compare_ranges(result, feeds, unseen.synthesised, details)
     report.verified = True
     warn_of_results(report)
     progress("verify", steps, steps)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from onnxq.distribution import Distribution, WeightRecord
 
 
 @dataclass
@@ -38,6 +41,8 @@ class LayerRecord:
 
     `sqnr_db` is the error of this layer's own output on float inputs; `contribution` the share of
     output energy that this layer's error alone makes at the model's outputs. Both measured.
+    `inputs` are the tensors it reads as codes, `before` and `after` the layers next to it; these
+    and `weight` are only there where they were asked for.
     """
 
     name: str
@@ -49,6 +54,10 @@ class LayerRecord:
     macs: int = 0
     sqnr_db: float | None = None
     contribution: float | None = None
+    inputs: list[str] = field(default_factory=list)
+    before: list[str] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
+    weight: WeightRecord | None = None
 
 
 @dataclass
@@ -86,7 +95,8 @@ class RangeRecord:
     `low` to `high` are the lowest and the highest code; `calibration_…` and `validation_…` are the
     extremes that those samples showed, `…_clipped` the share of their values that lie more than a
     step outside the codes, `clipped_runs` the runs in validation with any such value. `set_by` is
-    the calibration sample that alone sets the range. `finding` is "" or
+    the calibration sample that alone sets the range. `values` are those in validation, where
+    that was asked for. `finding` is "" or
 
     - clipped: more than CLIPPED of the values in validation are;
     - wider: validation makes the range more than WIDER times as wide;
@@ -106,6 +116,7 @@ class RangeRecord:
     clipped_runs: int
     set_by: int | None = None
     finding: str = ""
+    values: Distribution | None = None
 
 
 @dataclass
@@ -247,6 +258,13 @@ class Report:
         measured = [layer for layer in self.layers if layer.sqnr_db is not None]
         return sorted(measured, key=lambda r: (-(r.contribution or 0.0), r.sqnr_db or 0.0, r.name))
 
+    @property
+    def error_shares(self) -> list[tuple[LayerRecord, float]]:
+        """The ranked layers, each with its share of what all of them, one by one, do to outputs."""
+        ranked = self.ranked
+        total = sum(layer.contribution or 0.0 for layer in ranked)
+        return [(r, (r.contribution or 0.0) / total if total else 0.0) for r in ranked]
+
     def share(self, what: str) -> float | None:
         """The share of `parameters` or `macs` in layers that are quantized."""
         if self.float_operators == []:
@@ -269,26 +287,25 @@ class Report:
         data: dict[str, Any] = json.loads(text)
         for key in ("parameters_quantized", "macs_quantized"):
             data.pop(key, None)
-        lists = {
-            "passes": PassRecord, "trials": TrialRecord, "layers": LayerRecord,
-            "outputs": OutputRecord, "metrics": MetricRecord, "ranges": RangeRecord,
-            "groups": GroupRecord,
-        }  # fmt: skip
-        for key, kind in lists.items():
-            data[key] = [kind(**row) for row in data.get(key, [])]
-        if data.get("float_operators") is not None:
-            data["float_operators"] = [
-                FloatOperatorRecord(**row) for row in data["float_operators"]
-            ]
-        data["providers"] = [_provider(row) for row in data.get("providers", [])]
-        for key in ("float_latency", "quantized_latency"):
-            data[key] = Latency(**data[key]) if data[key] else None
-        return cls(**data)
+        if "model" not in data:
+            raise ValueError("no report of a model")
+        read: Report = _read(cls, data)
+        return read
 
 
-def _provider(row: dict[str, Any]) -> ProviderRecord:
-    kinds = {"disagreement": DisagreementRecord, "latency": Latency}
-    made = {key: kind(**row[key]) for key, kind in kinds.items() if row[key]}
-    for key in ("outputs", "against_cpu"):
-        made[key] = [OutputRecord(**output) for output in row[key]]
-    return ProviderRecord(**{**row, **made})
+def _read(kind: Any, value: Any) -> Any:
+    """What JSON holds of `kind`: a record, a list of them, one that may be None, or plain."""
+    if value is None:
+        return None
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise TypeError(f"no {kind}: {value}")
+        kinds = get_type_hints(kind)
+        given = {key: _read(kinds.get(key), part) for key, part in value.items()}
+        return kind(**given)  # type: ignore[operator]
+    parts = get_args(kind)
+    if get_origin(kind) is list:
+        return [_read(parts[0], part) for part in value]
+    if isinstance(kind, UnionType):
+        return _read(next(part for part in parts if part is not NoneType), value)
+    return value

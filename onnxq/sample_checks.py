@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq import graph as g
-from onnxq.observe import Extremes, HistogramResult
+from onnxq.distribution import coarser
+from onnxq.observe import Extremes, Histogram, HistogramResult
 from onnxq.passes.solve.calibrate import OUTLIER, activation_types
 from onnxq.passes.solve.integer_planner import WIDE
 from onnxq.passes.solve.masks import masked
@@ -49,6 +50,7 @@ class Clipping:
     values: int = 0
     runs: int = 0
     clipped_runs: int = 0  # in which any value was outside
+    histogram: Histogram | None = None  # of the values, where one is wanted
 
     def update(self, x: NDArray[Any]) -> None:
         if not x.size:
@@ -61,9 +63,11 @@ class Clipping:
             self.outside += int(np.count_nonzero((x < least) | (x > most)))
             self.clipped_runs += 1
         if not math.isfinite(high - low):
-            finite = x[np.isfinite(x)]
+            x = finite = x[np.isfinite(x)]
             low, high = float(finite.min(initial=0)), float(finite.max(initial=0))
         self.seen_low, self.seen_high = min(self.seen_low, low), max(self.seen_high, high)
+        if self.histogram is not None:
+            self.histogram.update(x)
 
     @property
     def share(self) -> float:
@@ -71,9 +75,15 @@ class Clipping:
 
 
 def compare_ranges(
-    result: Result, feeds: Sequence[Mapping[str, NDArray[Any]]], synthesised: bool
+    result: Result,
+    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    synthesised: bool,
+    details: bool = False,
 ) -> list[RangeRecord]:
-    """A record of every activation that the plan quantizes; the worst first."""
+    """A record of every activation that the plan quantizes; the worst first.
+
+    With `details` each has the distribution of its values.
+    """
     ctx, graph = result.context, result.prepared
     known = g.tensors(graph)
     types, scores = activation_types(graph, ctx), masked(graph)
@@ -88,6 +98,9 @@ def compare_ranges(
         name: Clipping(*ctx.activations[name].range, float(ctx.activations[name].scale))
         for name in planned
     }
+    if details:
+        for clipping in seen.values():
+            clipping.histogram = Histogram()
     probe = Tap(graph, sorted(planned), threads=ctx.threads)
     for feed in feeds:
         for name, values in probe.run(feed).items():
@@ -130,6 +143,9 @@ def record_of(
     if extremes is not None:
         record.calibration_low = min(0.0, extremes.low)
         record.calibration_high = max(0.0, extremes.high)
+    if seen.histogram is not None:
+        counted = seen.histogram.result()
+        record.values = coarser(counted.counts, -counted.limit, counted.limit)
     if synthesised:
         return record
     if extremes is not None and extremes.others:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from onnxq.headline import faster, headline, smaller, title
 from onnxq.report import Latency, LayerRecord, MetricRecord, OutputRecord, Report
 from onnxq.show_providers import show_providers
 from onnxq.show_samples import show_groups, show_ranges
@@ -19,8 +20,10 @@ from onnxq.tables import (
     INDENT,
     TOP,
     Column,
+    bar,
     cosine,
     decibels,
+    draws_bars,
     heading,
     milliseconds,
     percent,
@@ -31,6 +34,8 @@ from onnxq.tables import (
     quantity,
 )
 
+BAR = 4  # columns of the longest bar: names need the others
+ROOMY = 100  # columns for what is nice to know too
 PIPED_WIDTH = 100  # columns where there is no terminal and COLUMNS says nothing
 
 
@@ -40,27 +45,6 @@ def output_console() -> Console:
     if not console.is_terminal and "COLUMNS" not in console._environ:
         console.width = PIPED_WIDTH
     return console
-
-
-def smaller(before: int, after: int) -> str:
-    """
-    >>> smaller(300, 100), smaller(100, 120), smaller(100, 100)
-    ('3.00× smaller', '1.20× larger', 'as large')
-    """
-    return _factor(before, after, ("smaller", "larger", "as large"))
-
-
-def faster(before: Latency, after: Latency) -> str:
-    """Of the medians."""
-    return _factor(before.median_ms, after.median_ms, ("faster", "slower", "as fast"))
-
-
-def _factor(before: float, after: float, words: tuple[str, str, str]) -> str:
-    if not before or not after:
-        return ""
-    ratio = f"{max(before, after) / min(before, after):.2f}"
-    less, more, same = words
-    return same if ratio == "1.00" else f"{ratio}× {less if after < before else more}"
 
 
 # ── a run ────────────────────────────────────────────────────────────────────────────────────────
@@ -81,28 +65,6 @@ def show_report(report: Report, console: Console) -> None:
     _show_trials(report, console)
     _show_passes(report, console)
     _show_footer(report, console)
-
-
-def title(report: Report) -> str:
-    if not report.preset:
-        return f"{report.output} against {report.model}"
-    return f"wrote {report.output}" if report.output else f"{report.model}, nothing written"
-
-
-def headline(report: Report) -> str:
-    """Smaller by so much, faster by so much, as good as that: the line people read."""
-    parts = [smaller(report.float_bytes, report.quantized_bytes)]
-    before, after = report.float_latency, report.quantized_latency
-    if before and after:
-        parts.append(faster(before, after))
-    if report.outputs:
-        parts.append(f"cosine {cosine(min(o.cosine for o in report.outputs))}")
-        agreement = report.outputs[0].agreement
-        if agreement is not None:
-            parts.append(f"top-1 agrees {percent(agreement)}")
-    if not report.verified:
-        parts.append("not verified")
-    return ", ".join(part for part in parts if part)
 
 
 def _show_result(report: Report, console: Console) -> None:
@@ -183,8 +145,8 @@ def _show_layers(report: Report, console: Console) -> None:
             heading(console, "Quantized", _shares(report, len(quantized)))
         return
     heading(console, "Quantized layers, worst first", _shares(report, len(quantized)))
-    shown = ranked[:TOP]
-    total = sum(layer.contribution or 0.0 for layer in ranked)
+    shown = report.error_shares[:TOP]
+    bars = draws_bars(console)
     optional: list[tuple[Column, Callable[[LayerRecord], str]]] = [
         (Column("form"), lambda layer: form_text(layer.form, brief=True)),
         (Column("params", "right"), lambda layer: percent(_part(report, layer, "parameters"))),
@@ -192,7 +154,7 @@ def _show_layers(report: Report, console: Console) -> None:
     ]
     used = [
         bool(report.preset) and len({layer.form for layer in ranked}) > 1,
-        any(layer.parameters for layer in report.layers),
+        any(layer.parameters for layer in report.layers) and console.width >= ROOMY,
         any(layer.macs for layer in report.layers),
     ]
     middle = [pair for pair, wanted in zip(optional, used, strict=True) if wanted]
@@ -204,16 +166,18 @@ def _show_layers(report: Report, console: Console) -> None:
             layer.op,
             *(cell(layer) for _, cell in middle),
             decibels(layer.sqnr_db),
-            percent((layer.contribution or 0.0) / total if total else 0.0),
+            f"{bar(share / (shown[0][1] or 1), BAR):{BAR}} {percent(share):>6}"
+            if bars
+            else percent(share),
         ]
-        for layer in shown
+        for layer, share in shown
     ]
     print_table(console, columns, rows)
     print_more(console, len(ranked) - len(shown), "layer", "--report FILE.json has them all")
     note = "error: each layer's share of what all of them, one by one, do to the outputs"
     console.print(Text(f"  {note}", style="dim"))
     if not used[0] and report.preset:
-        console.print(Text(f"  form of all: {form_text(shown[0].form)}", style="dim"))
+        console.print(Text(f"  form of all: {form_text(ranked[0].form)}", style="dim"))
 
 
 def _shares(report: Report, layers: int) -> str:
@@ -382,11 +346,22 @@ def _show_operators(report: Report, console: Console) -> None:
         for op, group in by_op.items()
     }
     heavy = sorted((op for op, w in weighed.items() if any(w)), key=lambda op: weighed[op][::-1])
+    bars, most = draws_bars(console), _most(weighed.values())
     rows = [
-        [op, str(len(by_op[op])), *(quantity(value) if value else "–" for value in weighed[op])]
+        [
+            op,
+            str(len(by_op[op])),
+            *(
+                cell
+                for value, whole in zip(weighed[op], most, strict=True)
+                for cell in (quantity(value) if value else "–", *[bar(value / whole, BAR)] * bars)
+            ),
+        ]
         for op in reversed(heavy)
     ]
-    columns = [Column(""), *(Column(t, "right") for t in ("nodes", "parameters", "MACs"))]
+    columns = [Column(""), Column("nodes", "right")]
+    for name in ("parameters", "MACs"):
+        columns += [Column(name, "right"), *[Column("")] * bars]
     if rows:
         print_table(console, columns, rows)
     light = [
@@ -395,6 +370,11 @@ def _show_operators(report: Report, console: Console) -> None:
     if light:
         text = ("and " if rows else "") + ", ".join(light)
         print_text(console, text, INDENT, "dim")
+
+
+def _most(weighed: Iterable[tuple[int, int]]) -> list[int]:
+    """The largest of each kind, at least 1."""
+    return [max(1, *of_kind) for of_kind in zip(*weighed, strict=True)]
 
 
 def _show_quantizable(report: Report, form: str, console: Console) -> None:

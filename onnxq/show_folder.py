@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.text import Text
 
 from onnxq.folder import FolderResult
+from onnxq.headline import faster, smaller
 from onnxq.report import Report
-from onnxq.show import faster, smaller
 from onnxq.tables import Column, cosine, print_table, print_text, print_warnings, quantity
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from rich.console import Console
 
-from onnxq.tables import Column, milliseconds, percent, print_table, quantity
+from onnxq.tables import Column, bar, milliseconds, percent, print_table, quantity
 from onnxq.tables import cosine as cosine_text
 from onnxq.tuning.candidates import Candidate
 from onnxq.tuning.result import Tuning
@@ -31,8 +30,8 @@ def show_sensitivity(found: Sensitivity, console: Console) -> None:
         Column(""), Column("all but it", "right"),
     ]  # fmt: skip
     rows = [
-        [layer.name, layer.op, _distance(layer.alone, found), bar, _distance(layer.spared, found)]
-        for layer, bar in zip(ranked, bars(alone, found.unit), strict=True)
+        [layer.name, layer.op, _distance(layer.alone, found), drawn, _distance(layer.spared, found)]
+        for layer, drawn in zip(ranked, bars(alone, found.unit), strict=True)
     ]
     print_table(console, columns, rows)
     _show_unmeasured([layer for layer in found.layers if layer.alone is None], console)
@@ -72,13 +71,7 @@ def bars(values: Sequence[float], unit: str) -> list[str]:
         shares = [1 - (most - value) / SPAN_DB for value in values]
     else:
         shares = [value / most if most > 0 else 0.0 for value in values]
-    return [_bar(min(max(share, 0.0), 1.0)) for share in shares]
-
-
-def _bar(share: float) -> str:
-    eighths = math.ceil(share * BAR * 8) if share else 0
-    full, rest = divmod(eighths, 8)
-    return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
+    return [bar(share, BAR) for share in shares]
 
 
 def show_tuning(found: Tuning, console: Console) -> None:

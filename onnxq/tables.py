@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,22 @@ def decibels(value: float | None) -> str:
 def milliseconds(value: float) -> str:
     digits = 0 if value >= 99.5 else 1 if value >= 9.95 else 2 if value >= 0.995 else 3
     return f"{value:.{digits}f} ms"
+
+
+def bar(share: float, width: int) -> str:
+    """A bar of blocks, an eighth of a column fine; only nothing is drawn as nothing.
+
+    >>> bar(1.0, 4), bar(0.3, 4), bar(1e-9, 4), bar(0.0, 4)
+    ('████', '█▎', '▏', '')
+    """
+    eighths = math.ceil(min(max(share, 0.0), 1.0) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
+
+
+def draws_bars(console: Console) -> bool:
+    """Whether there is room, and blocks are among what the stream can say."""
+    return console.width >= 80 and console.encoding.lower().startswith("utf")
 
 
 def shorten(text: str, width: int) -> str:

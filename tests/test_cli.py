@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -384,6 +385,35 @@ def output_is_a_folder(folder: Path) -> list[object]:
     return ["quantize", DIGITS, "--data", CALIBRATION, "--no-verify", "-o", folder]
 
 
+def test_a_report_that_ends_in_html_is_a_page_and_json_makes_the_same_later(tmp_path: Path) -> None:
+    pytest.importorskip("vl_convert", reason="needs the extra report")
+    out, direct, saved = (tmp_path / name for name in ("q.onnx", "direct.html", "q.json"))
+    for file in (direct, saved):
+        passed("quantize", DIGITS, "--data", CALIBRATION, "-o", out, "--report", file, "--quiet")
+    assert "wrote" in passed("report", saved)
+    for page in (direct, tmp_path / "q.html"):
+        text = page.read_text()
+        assert text.startswith("<!doctype html>")
+        assert "It holds" in text
+        assert "Where it hurts" in text
+    assert any(record["weight"] for record in json.loads(saved.read_text())["layers"])
+    assert "would replace" in complaint("report", direct)
+    assert "no report" in complaint("report", direct, "-o", tmp_path / "new.html")
+    assert "ends in .html" in complaint("report", saved, "-o", tmp_path / "page.txt")
+    assert "there is no folder" in complaint("report", saved, "-o", tmp_path / "no" / "p.html")
+    assert "No such file" in complaint("report", tmp_path / "no.json")
+
+
+def test_a_page_without_its_libraries_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxq.page.render.LIBRARIES", {"no_such_module": "no-such-package"})
+    out, page = tmp_path / "q.onnx", tmp_path / "page.html"
+    said = complaint("quantize", DIGITS, "--data", CALIBRATION, "-o", out, "--report", page)
+    assert "pip install 'onnxq[report]'" in said
+    assert not out.exists()
+
+
 def no_report_folder(folder: Path) -> list[object]:
     report = folder / "none" / "report.json"
     return ["quantize", DIGITS, "--data", CALIBRATION, "--report", report]
@@ -619,7 +649,7 @@ def test_tables_fit_the_terminal() -> None:
     ranking = [line for line in lines if "MatMul_[" in line and line.endswith("%")]
     assert len(ranking) == 10
     assert all("…" in line for line in ranking)
-    assert ranking[0].rstrip().endswith("50.0 %")
+    assert ranking[0].endswith("████ 50.0 %")
     assert any("and 2 more layers" in line for line in lines)
     assert any("and 3 more tensors" in line for line in lines)
     assert any("and 3 more rows" in line for line in lines)
@@ -628,6 +658,14 @@ def test_tables_fit_the_terminal() -> None:
     first = lines.index(next(line for line in lines if line.startswith("Groups"))) + 2
     assert lines[first].endswith("stands out")
     assert any("and 4 more outputs" in line for line in lines)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_bars_are_drawn_where_the_stream_has_blocks(encoding: str) -> None:
+    stream = TextIOWrapper(BytesIO(), encoding=encoding, errors="replace")
+    show.show_report(long_report(), Console(file=stream, width=80))
+    stream.seek(0)
+    assert ("█" in stream.read()) == (encoding == "utf-8")
 
 
 def test_names_are_whole_where_there_is_room() -> None:

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from onnxq.distribution import Distribution, WeightRecord
 from onnxq.report import (
     GroupRecord,
     Latency,
@@ -20,14 +21,16 @@ def full() -> Report:
         passes=[PassRecord("assign", {"form": "static"}, 3, 0.5, 100.0)],
         layers=[
             LayerRecord("a", "Conv", "w s8", output="a", parameters=30, macs=5, sqnr_db=30.0,
-                        contribution=0.1),
+                        contribution=0.1, inputs=["x"], after=["b"],
+                        weight=WeightRecord(Distribution(-1, 1, [1, 2]), 2, [0.1], -1, 1, 0.0)),
             LayerRecord("b", "Conv", "w s8", output="b", parameters=60, macs=5, sqnr_db=10.0,
                         contribution=0.3),
             LayerRecord("c", "Softmax", "float", "costs accuracy", parameters=10, macs=10),
             LayerRecord("d", "Conv", "w s8", output="d", sqnr_db=5.0, contribution=0.1),
         ],
         outputs=[OutputRecord("y", 0.99, 20.0, 0.9)],
-        ranges=[RangeRecord("x", -1, 1, -1, 1, 0.0, -2, 1, 0.01, 5, None, "clipped")],
+        ranges=[RangeRecord("x", -1, 1, -1, 1, 0.0, -2, 1, 0.01, 5, None, "clipped",
+                            Distribution(-2, 1, [3, 4]))],
         groups=[GroupRecord("me", "y", 9, 0.1, 0.02, 0.9, 0.99, 20.0, True)],
         float_latency=Latency(2.0, 1.5, 2.5),
         environment={"cpu": "x"},

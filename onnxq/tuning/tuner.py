@@ -82,6 +82,7 @@ def tune(
     tokenizer: str | Path | None = None,
     max_tokens: int = MAX_TOKENS,
     custom_ops: Sequence[str | Path] = (),
+    details: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Tuning:
     """Find the fastest model (without a bound on accuracy: the most accurate) within bounds.
@@ -96,7 +97,7 @@ def tune(
     `presets` are recipes to try as they are and to mix from; `formats` those that layers may have
     beside the preset's own and float, `w4a8` by default where size is bounded. Writes the model to
     `output` (default `<model>.tuned.onnx`) and its recipe beside it. What was measured is cached:
-    an interrupted run goes on where it was.
+    an interrupted run goes on where it was. `details` are those of `quantize`.
 
     Raises OnnxqError, with nothing written, for bad input and where no model holds the bounds.
     """
@@ -150,7 +151,7 @@ def tune(
             path, recipe=named, samples=samples, preprocess=preprocess, states=states,
             output=place, target=device, limit=half, batch_size=batch_size, seed=seed,
             threads=threads, tokenizer=tokenizer, max_tokens=max_tokens, write=False,
-            progress=progress,
+            details=details, progress=progress,
         )  # fmt: skip
         search.confirm(result.save, folder / "final.onnx", chosen)
         result.report.output, result.report.quantized_bytes = str(place), result.save(place)

@@ -1,0 +1,141 @@
+"""The page as one text: template, style, script, Vega and data."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from importlib.util import find_spec
+from typing import Any
+
+from onnxq.errors import OnnxqError
+from onnxq.page import words
+from onnxq.page.charts import CHARTS
+from onnxq.page.compare import MOST, beside, differences
+from onnxq.page.data import MOST_RANGES, packed
+from onnxq.page.runs import Run
+from onnxq.tables import cosine, decibels, percent, quantity
+
+LIMIT = 2_000_000  # bytes of a page
+SPARE = 20_000  # of them for what is written around data
+SCRIPTS = ("charts.js", "table.js", "layer.js", "page.js")
+LIBRARIES = {"vl_convert": "vl-convert-python", "jinja2": "jinja2"}
+
+
+def require_libraries() -> None:
+    """Raises OnnxqError where what makes the page is not installed."""
+    missing = [package for module, package in LIBRARIES.items() if find_spec(module) is None]
+    if missing:
+        raise OnnxqError(
+            f"a report page is made with {' and '.join(missing)}: pip install 'onnxq[report]'; "
+            "or give --report a FILE.json"
+        )
+
+
+def page(runs: list[Run]) -> str:
+    """The HTML page of a run, or of several to compare; below LIMIT bytes."""
+    require_libraries()
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    assets = Environment(
+        loader=PackageLoader("onnxq.page", "assets"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    parts = {
+        "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
+        "runs": [_view(run, number) for number, run in enumerate(runs)],
+        "beside": beside(runs) if len(runs) > 1 else [],
+        "differences": differences(runs)[:MOST] if len(runs) > 1 else [],
+        "most_ranges": MOST_RANGES,
+        "style": _asset("page.css"),
+        "script": "\n".join(map(_asset, SCRIPTS)),
+        "vega": _vega(),
+        "licence": _asset("vega-licence.txt"),
+    }
+    template = assets.get_template("page.html.j2")
+    empty = len(template.render(parts, data="").encode())
+    return template.render(parts, data=packed(runs, CHARTS, LIMIT - SPARE - empty))
+
+
+def _view(run: Run, number: int) -> dict[str, Any]:
+    """What the template shows of a run."""
+    report = run.report
+    view: dict[str, Any] = {
+        "id": f"run{number}",
+        "name": run.name,
+        "verdict": words.verdict(run),
+        "warnings": run.warnings,
+        "environment": run.environment,
+        "tuning": run.tuning,
+        "effects": run.effects,
+        "candidates": _candidates(run.tuning),
+        "report": report,
+    }
+    if report is None:
+        return view
+    return view | {
+        "figures": words.figures(report),
+        "outputs": [
+            {
+                "name": output.name,
+                "cosine": cosine(output.cosine),
+                "sqnr": decibels(output.sqnr_db),
+                "agreement": percent(output.agreement),
+            }
+            for output in report.outputs
+        ],
+        "agreement": any(output.agreement is not None for output in report.outputs),
+        "compared": words.compared_on(report),
+        "worst": words.worst_layers(report),
+        "left": words.left_float(report),
+        "providers": words.providers(report),
+        "groups": [
+            {
+                "name": group.group,
+                "output": group.output,
+                "samples": group.samples,
+                "drop": percent(group.drop),
+                "sqnr": decibels(group.sqnr_db),
+                "stands_out": group.stands_out,
+            }
+            for group in report.groups
+        ],
+        "ranges": [record for record in report.ranges if record.finding],
+        "parameters": percent(report.share("parameters")),
+        "macs": percent(report.share("macs")),
+    }
+
+
+def _candidates(tuning: dict[str, Any]) -> list[dict[str, str]]:
+    """Rows of what tuning measured, the fastest first."""
+    order = sorted(
+        tuning.get("candidates", ()),
+        key=lambda c: (c["ratio"] is None, c["ratio"] or 0.0, c["drop"]),
+    )
+    return [
+        {
+            "name": c["name"],
+            "note": "chosen" if c["name"] == tuning["chosen"] else "front" * c["on_front"],
+            "drop": percent(c["drop"]),
+            "cosine": cosine(c["cosine"]),
+            "ratio": f"{c['ratio']:.2f}" if c["ratio"] else "–",
+            "size": quantity(c["bytes"], "B"),
+            "holds": "yes" if c["holds"] else "no",
+        }
+        for c in order
+    ]
+
+
+@cache
+def _vega() -> str:
+    """Vega's source, which ends no script element and leaves nothing behind but `vegaEmbed`."""
+    import vl_convert
+
+    source = str(vl_convert.javascript_bundle(snippet="window.vegaEmbed = vegaEmbed;"))
+    return f"(() => {{{source}}})();".replace("</script", "<\\/script")
+
+
+def _asset(name: str) -> str:
+    return (resources.files("onnxq.page") / "assets" / name).read_text("utf-8")

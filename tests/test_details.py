@@ -1,0 +1,135 @@
+"""What a report has of single layers."""
+
+import numpy as np
+import pytest
+from awkward import ZOO
+from graphs import feeds_of, model, normal, pipeline
+
+import onnxq
+from onnxq.details import MOST_NEIGHBOURS, few, record_details, weight_record
+from onnxq.distribution import coarser, distribution
+from onnxq.layers import record_layers
+from onnxq.observe import Histogram
+from onnxq.qtype import QTensor, QType, quantize_weight, weight_scale
+from onnxq.report import Report
+
+TWO = "(float[n,8] x) => (float[n,4] y) { h = MatMul (x, w) r = Relu (h) y = MatMul (r, v) }"
+
+
+def codes(weight: np.ndarray, text: str, shrink: float = 1.0) -> QTensor:
+    qtype = QType.parse(text)
+    scale, zero = weight_scale(weight, qtype)
+    return quantize_weight(weight, (scale * shrink).astype(np.float32), zero, qtype)
+
+
+def test_every_value_is_counted_once() -> None:
+    found = distribution(values := normal(50, 40))
+    assert sum(found.counts) == values.size
+    assert (found.low, found.high) == (values.min(), values.max())
+
+
+def test_a_coarser_histogram_counts_the_same_values_where_they_are() -> None:
+    fine, values = Histogram(), normal(4000, seed=3) + 2
+    fine.update(values)
+    seen = fine.result()
+    found = coarser(seen.counts, -seen.limit, seen.limit)
+    edges = np.linspace(found.low, found.high, len(found.counts) + 1)
+    assert len(found.counts) <= 64
+    assert sum(found.counts) == values.size
+    assert found.low <= values.min() <= found.low + 0.1
+    expected = np.histogram(values, edges)[0]
+    assert np.abs(expected - found.counts).sum() <= 4  # float32 rounding at the edges
+
+
+@pytest.mark.parametrize("text", ["s8:channel", "s8", "u8a:channel", "s4:16", "u4a:16"])
+def test_the_share_that_clips_is_that_of_what_rounding_moves_far(text: str) -> None:
+    weight = normal(12, 40, seed=1)
+    made = codes(weight, text, shrink=0.5)
+    rounding = np.abs(weight - made.dequantize())
+    group = made.qtype.group if made.qtype.blocked else None
+    scale = np.abs(made.scale if made.scale.ndim else made.scale.reshape(1, 1))
+    wide = np.repeat(scale, group, axis=1)[:, :40] if group else scale.reshape(-1, 1)
+    expected = (rounding > wide / 2 * 1.0001).mean()
+    found = weight_record(weight, made)
+    assert found.clipped == pytest.approx(expected, abs=1e-3)
+    assert found.clipped > 0.05
+    assert weight_record(weight, codes(weight, text)).clipped <= 0.01
+    whole = made.dequantize()
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= whole.min() + 1e-6
+    assert found.high >= whole.max() - 1e-6
+
+
+def test_scales_are_those_of_the_channels() -> None:
+    weight = normal(12, 40, seed=1)
+    made = codes(weight, "s8:channel")
+    assert weight_record(weight, made).scales == pytest.approx(made.scale.tolist())
+    assert len(weight_record(weight, codes(weight, "s8")).scales) == 1
+    blocks = codes(weight, "s4:16")
+    assert weight_record(weight, blocks).scales == pytest.approx(np.abs(blocks.scale).max(axis=1))
+
+
+def test_of_many_scales_the_largest_of_neighbours_are_kept() -> None:
+    scales = np.random.default_rng(0).uniform(size=1000)
+    kept = few(scales)
+    assert len(kept) <= 64
+    assert max(kept) == scales.max()
+
+
+def test_a_layer_has_its_neighbours_inputs_and_weight() -> None:
+    made = model(TWO, w=normal(8, 16), v=normal(16, 4, seed=1))
+    report = quantized(made, details=True)
+    first, second = (layer for layer in report.layers if layer.op == "MatMul")
+    assert first.after
+    assert first.name in second.before or set(first.after) & set(second.before)
+    assert first.inputs == ["x"]
+    assert first.weight is not None
+    assert first.weight.channels == 16
+    known = {record.tensor: record for record in report.ranges}
+    assert all(known[name].values for layer in (first, second) for name in layer.inputs)
+
+
+PRESETS = ("int8-static", "integer-only", "int4-rtn", "int4-qdq", "nf4", "int3", "int2", "w4a8")
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"), [(name, PRESETS[turn % len(PRESETS)]) for turn, name in enumerate(ZOO)]
+)
+def test_details_are_had_of_every_graph(name: str, preset: str) -> None:
+    case = ZOO[name]()
+    if preset in case.refused:
+        pytest.skip("refused")
+    result = pipeline(case.model, case.feeds, preset)
+    record_layers(result, result.report)
+    record_details(result, result.report)
+    known = {layer.name for layer in result.report.layers}
+    for layer in result.report.layers:
+        assert {*layer.before, *layer.after} <= known - {layer.name}
+        if layer.weight is not None:
+            assert sum(layer.weight.values.counts) > 0
+            assert len(layer.weight.scales) <= 64
+    for before in result.report.layers:
+        for after in result.report.layers:
+            if before.name in after.before and len(before.after) < MOST_NEIGHBOURS:
+                assert after.name in before.after
+    assert Report.from_json(result.report.to_json()) == result.report
+
+
+def test_nothing_of_it_is_measured_unasked() -> None:
+    report = quantized(model(TWO, w=normal(8, 16), v=normal(16, 4, seed=1)))
+    assert all(layer.weight is None and not layer.before for layer in report.layers)
+    assert all(record.values is None for record in report.ranges)
+
+
+def quantized(made: object, **options: object) -> onnxq.Report:
+    import tempfile
+    from pathlib import Path
+
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.onnx"
+        onnx.save(made, path)
+        samples = feeds_of(24, x=(1, 8))
+        return onnxq.quantize(path, samples=samples, write=False, **options).report
