@@ -81,7 +81,8 @@ def deploy(
             metavar="KEY=VALUE",
             rich_help_panel=DEVICE,
             show_default=False,
-            help="An option of the provider itself, such as htp_arch=73. Can be repeated.",
+            help="An option of the provider itself, such as soc_model=57: the chip that qnn "
+            "compiles for. Can be repeated.",
         ),
     ] = None,
     runtime: Annotated[

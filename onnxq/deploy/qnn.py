@@ -12,6 +12,7 @@ from onnxq.deploy.smoke import Smoke
 from onnxq.devices import Job, ask
 from onnxq.errors import OnnxqError
 from onnxq.runtime import Ends
+from onnxq.target import load_target
 from onnxq.verify import Comparison
 
 _CONTEXT = "model_ctx.onnx"
@@ -25,6 +26,9 @@ def qnn(source: Source, smoke: Smoke, folder: Path) -> Made:
                 f"the input {spec} has dimensions that are no numbers, and the NPU takes fixed "
                 "shapes alone: export the model with numbers there"
             )
+    if source.place is not None:  # a compiler that is not on the device has to be told its chip
+        known = load_target("qnn-htp").provider_options
+        source = replace(source, options={**known, **source.options})
     session = session_options(source, folder, "QNNExecutionProvider")
     notes: tuple[str, ...] = ()
     if source.place is None:
@@ -75,7 +79,11 @@ def _compile(
     }
     left = sum(provider == "CPUExecutionProvider" for provider in made.placement.values())
     nodes = f"{left} of {len(made.placement)} nodes run" if left else "no node runs"
-    notes = [f"Compiled by onnxruntime {made.version}: {nodes} on the CPU."]
+    chip = session.options["soc_model"]
+    notes = [
+        f"Compiled by onnxruntime {made.version}: {nodes} on the CPU. For the chip {chip} of QNN's "
+        "list; --ep-option soc_model=N compiles for another.",
+    ]
     for name, array in answer.items():
         if array.dtype.kind in "fiu":
             seen = Comparison()
