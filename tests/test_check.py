@@ -21,7 +21,7 @@ from onnxq.devices.happened import compare
 from onnxq.devices.judge import judge
 from onnxq.devices.verdicts import CheckReport
 from onnxq.errors import OnnxqError
-from onnxq.target import Support, Target, load_target
+from onnxq.target import Support, Target, load_target, target_names
 
 NPU = Target(
     name="npu", summary="", providers=("QNNExecutionProvider",), opset=13, ops={},
@@ -60,6 +60,16 @@ def custom() -> onnx.ModelProto:
         '<ir_version: 8, opset_import: ["": 17, "here": 1]> g (float[2] x) => (float[2] y) '
         "{ y = here.Twice (x) }"
     )
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_codes_of_any_rank_are_judged(name: str) -> None:
+    for shape in ("[]", "[4]", "[1, 4, 2, 2]"):
+        proto = onnx.parser.parse_model(
+            f'<ir_version: 8, opset_import: ["": 17]> g (uint8{shape} x) => (float{shape} y) '
+            "<float s = {0.5}, uint8 z = {3}> { y = DequantizeLinear (x, s, z) }"
+        )
+        assert kinds(proto, load_target(name)).keys() == {"DequantizeLinear"}
 
 
 # ── the CPU provider, really asked ───────────────────────────────────────────────────────────────

@@ -72,10 +72,11 @@ def is_plain(row: Support) -> bool:
 
 def _has_whole_blocks(node: Node, shape: Shape | None) -> bool:
     """Whether the blocks that share a scale divide the axis that they lie along."""
-    block, size = node.attrs.get("block_size", 0), node.attrs.get("K")  # of MatMulNBits
-    if size is None and shape is not None:
-        size = shape[node.attrs.get("axis", 1)]
-    return not block or not isinstance(size, int) or size % block == 0
+    block = node.attrs.get("block_size", 0)
+    if not block or shape is None:
+        return True
+    size = node.attrs["K"] if "K" in node.attrs else shape[node.attrs.get("axis", 1)]
+    return not isinstance(size, int) or size % block == 0
 
 
 def _is_depthwise(node: Node, weight: Shape | None) -> bool:
