@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnxq.passes.lower.expand import scales_of_codebook
-from onnxq.passes.lower.matmul_nbits import lower_product, packed, scales_of
+from onnxq.passes.lower.matmul_nbits import lower_product, packed, scales_of, weights_alone
 
 from onnxq import graph as g
 from onnxq import ops
@@ -45,11 +45,8 @@ class CodebookMatMul(Pass):
         maker, changes = g.Maker(graph), 0
         for body in g.subgraphs(graph):
             known: dict[str, Coded] = {}
-            for node, plan in ctx.plan.quantized(list(body.nodes)):
-                view = g.weight_view(node)
-                if view is None or not plan.weights_alone:
-                    continue
-                name, level = view.tensor.name, plan.rule.accuracy_level if plan.rule else 0
+            for node, view, level in weights_alone(body, ctx):
+                name = view.tensor.name
                 if name not in known:
                     coded = _coded(body, view, ctx, maker)
                     if coded is None:

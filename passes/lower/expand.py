@@ -29,6 +29,7 @@ from onnxq.passes.lower.matmul_nbits import (
     packed,
     scale_tensor,
     scales_of,
+    weights_alone,
 )
 
 from onnxq import graph as g
@@ -53,11 +54,8 @@ class Expand(Pass):
         for body in g.subgraphs(graph):
             writer, lattice = _Writer(body, maker), LatticeWriter(body, maker)
             known: dict[str, Operands] = {}
-            for node, plan in ctx.plan.quantized(list(body.nodes)):
-                view = g.weight_view(node)
-                if view is None or not plan.weights_alone:
-                    continue
-                name, level = view.tensor.name, plan.rule.accuracy_level if plan.rule else 0
+            for node, view, level in weights_alone(body, ctx):
+                name = view.tensor.name
                 found = ctx.codebooks.get(name)
                 if isinstance(found, LatticeTensor):
                     changes += lattice.lower(node, view, found, level)

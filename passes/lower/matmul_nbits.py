@@ -21,6 +21,7 @@ scales, and be wrong. `g_idx` is wrong with packed zero points and at 2 bits: it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -60,6 +61,14 @@ class MatMulNBits(Pass):
                 changes += lower_weights(body, node, plan, ctx, maker)
         g.tidy(graph)
         return changes
+
+
+def weights_alone(body: Graph, ctx: Context) -> Iterator[tuple[Node, g.WeightView, int]]:
+    """Nodes of a body whose weights alone are quantized, and their kernels' accuracy level."""
+    for node, plan in ctx.plan.quantized(list(body.nodes)):
+        view = g.weight_view(node)
+        if view is not None and plan.weights_alone:
+            yield node, view, plan.rule.accuracy_level if plan.rule else 0
 
 
 def lower_weights(body: Graph, node: Node, plan: NodePlan, ctx: Context, maker: g.Maker) -> int:
