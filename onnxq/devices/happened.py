@@ -68,7 +68,7 @@ def _kernel(
     if node.name in by_name:
         return by_name[node.name]
     for tensor in node.outputs:
-        if tensor.name in by_output and by_output[tensor.name].op not in units.QUANTIZERS:
+        if tensor.name in by_output and by_output[tensor.name].op not in g.QUANTIZERS:
             return by_output[tensor.name]
     after = units.unit(body, node, frozenset(), frozenset()).last.outputs
     readers = [reader for tensor in after for reader in tensor.outputs]
@@ -83,7 +83,7 @@ def _judge(verdict: Verdict, kernel: Node | None) -> None:
         return
     on_codes = units.reads_codes(kernel)
     verdict.happened = f"{kernel.op}, on codes" if on_codes else kernel.op
-    if verdict.op in units.QUANTIZERS:
+    if verdict.op in g.QUANTIZERS:
         verdict.agrees = verdict.kind == "runs"
     elif on_codes and verdict.op in _ABSORBED and not _is_of(kernel.op, verdict.op):
         verdict.happened = f"part of {kernel.op}"

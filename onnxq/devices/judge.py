@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from onnxq import graph as g
 from onnxq.devices import units
-from onnxq.devices.branches import resolved
 from onnxq.devices.rows import fits, is_plain, takes
 from onnxq.devices.units import Unit
 from onnxq.devices.verdicts import HERE, Kind, Verdict
@@ -22,7 +21,7 @@ def judge(graph: Graph, target: Target, custom_ops: bool = False) -> list[Verdic
 
     `custom_ops` says that a library brings the operators of other domains.
     """
-    loaded = resolved(graph)
+    loaded = g.resolved(graph)
     found = {verdict.node: verdict for verdict in _Judge(loaded, target, custom_ops).all()}
     gone = "of a branch that is not taken, or computed when the model is loaded"
     return [
@@ -64,7 +63,7 @@ class _Judge:
         for body in g.subgraphs(self.graph):
             self.own = units.own_nodes(body)
             for node in body.nodes:
-                if node.op not in units.QUANTIZERS:
+                if node.op not in g.QUANTIZERS:
                     found[id(node)] = self._verdict(body, node)
         for node in g.walk(self.graph):
             if id(node) not in found:

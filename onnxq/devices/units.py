@@ -17,14 +17,9 @@ from onnxq import graph as g
 from onnxq.graph import Graph, Node
 
 CODES = ("int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16")
-QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 MOVED = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
 """Operators past which the runtime moves quantizers: DequantizeLinear down, QuantizeLinear up."""
 _TO_FLOAT = ("DequantizeLinear", "MatMulIntegerToFloat")
-RANDOM = (
-    "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial",
-    "Bernoulli",
-)  # fmt: skip
 _DATA = {"Where": 1, "OneHot": 2}  # the input that is data, where it is not the first
 
 
@@ -154,7 +149,7 @@ def is_folded(
     if node.op in ("Shape", "Size"):
         shape = shapes.get(node.inputs[0].name)
         return shape is not None and all(isinstance(size, int) for size in shape)
-    if node.op in (*RANDOM, "DequantizeLinear") or g.bodies(node):
+    if node.op in (*g.RANDOM, "DequantizeLinear") or g.bodies(node):
         return False
     return all(id(tensor) in fixed for tensor in node.inputs if tensor.name)
 
@@ -164,7 +159,7 @@ def reads_codes(node: Node) -> bool:
 
     The same can be asked of the graph that a runtime made of a model.
     """
-    if node.op in QUANTIZERS or node.op in ("Cast", "CastLike", "If", "Loop", "Scan"):
+    if node.op in g.QUANTIZERS or node.op in ("Cast", "CastLike", "If", "Loop", "Scan"):
         return False
     if node.op.startswith("DynamicQuantize"):
         return True

@@ -1,5 +1,6 @@
 """The graph: `onnx_graphsurgeon.Graph`, with what it lacks."""
 
+from onnxq.graph.branches import resolved
 from onnxq.graph.edit import (
     Maker,
     Namer,
@@ -30,6 +31,8 @@ from onnxq.graph.proto import (
 )
 from onnxq.graph.unfold import Unfolding, unfolding
 from onnxq.graph.walk import (
+    QUANTIZERS,
+    RANDOM,
     Array,
     Graph,
     Node,
@@ -63,6 +66,8 @@ from onnxq.graph.weights import (
 )
 
 __all__ = [
+    "QUANTIZERS",
+    "RANDOM",
     "RECURRENT",
     "Array",
     "Graph",
@@ -99,6 +104,7 @@ __all__ = [
     "renamed",
     "replace_input",
     "replace_node",
+    "resolved",
     "save",
     "set_metadata",
     "set_values",

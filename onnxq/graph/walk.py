@@ -17,6 +17,11 @@ Graph: TypeAlias = gs.Graph
 Node: TypeAlias = gs.Node
 
 G_LOGGER.severity = G_LOGGER.ERROR  # its warnings are of no use to whoever reads ours
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+RANDOM = (
+    "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial",
+    "Bernoulli",
+)  # fmt: skip
 _STANDARD_DOMAINS = (None, "", "ai.onnx")
 
 

@@ -4,7 +4,8 @@ Laws, each leaving the function as it is:
 1. Constant nodes become initializers.
 2. Identity, Dropout at inference, and Cast to the type that a tensor has disappear.
 3. What is computed from initializers alone is computed now, unless it would grow.
-4. The opset rises to what the target or the recipe needs.
+4. An If whose condition is known, as it often is once shapes are fixed, becomes the branch taken.
+5. The opset rises to what the target or the recipe needs.
 """
 
 from __future__ import annotations
@@ -24,8 +25,7 @@ from onnxq.runtime import Session
 
 _NOT_FOLDED = {
     "Expand", "Tile", "ConstantOfShape", "Range", "OneHot", "EyeLike", "Resize", "Upsample", "Pad",
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Optional",
-    "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial",
+    *g.QUANTIZERS, *g.RANDOM, "Optional",
     "If", "Loop", "Scan", "SequenceConstruct", "SequenceInsert", "SplitToSequence",
 }  # fmt: skip
 _AT_ONCE = 1 << 26  # bytes of initializers to compute with in one session
@@ -46,6 +46,7 @@ class Normalize(Pass):
         if graph.opset < least:
             _adopt(graph, g.raise_opset(graph, least))
             changes += 1
+        changes += _take_known_branches(graph)
         folded: dict[object, gs.Constant] = {}  # by contents: bodies often compute one thing twice
         for body in g.subgraphs(graph):
             for node in list(body.nodes):
@@ -58,6 +59,18 @@ class Normalize(Pass):
 def _adopt(graph: Graph, other: Graph) -> None:
     """Give `graph` the contents of `other`."""
     graph.__dict__.update(other.__dict__)
+
+
+def _take_known_branches(graph: Graph) -> int:
+    """Put the branch that is always taken in the place of its If; how many Ifs went."""
+    if not any(node.op == "If" for node in graph.nodes):
+        return 0
+    other = g.resolved(graph, kinds="iub")  # floats are folded by the runtime, to its last bit
+    gone = sum(node.op == "If" for node in g.walk(graph))
+    gone -= sum(node.op == "If" for node in g.walk(other))
+    if gone:
+        _adopt(graph, other)
+    return gone
 
 
 def _constant_to_initializer(graph: Graph, node: Node) -> bool:

@@ -127,3 +127,68 @@ def test_what_two_branches_compute_alike_is_stored_once() -> None:
     graph, _, _ = apply(Normalize(), model(text, w=normal(64, 64)))
     assert [len(t.dims) for t in g.to_proto(graph).graph.initializer].count(2) == 1
     assert g.to_proto(graph).ByteSize() < 1.5 * 4 * 64 * 64
+
+
+BRANCHES = {
+    "a constant": "known = Constant <value = bool {1}> () y = If (known) <BODIES>",
+    "a shape": (
+        "size = Shape (x) rows = Gather (size, zero) known = Equal (rows, three) "
+        "y = If (known) <BODIES>"
+    ),
+    "inside, read by a body": (
+        "known = Constant <value = bool {0}> () h = If (known) <BODIES> "
+        "y = If (choice) <then_branch = t () => (float[3,4] p) { p = Relu (h) }, "
+        "else_branch = e () => (float[3,4] q) { q = Neg (h) }>"
+    ),
+    "in a branch that is taken": (
+        "known = Constant <value = bool {1}> () y = If (known) <"
+        "then_branch = t () => (float[3,4] p) { h = If (known) <BODIES> p = Relu (h) }, "
+        "else_branch = e () => (float[3,4] q) { q = Neg (x) }>"
+    ),
+}
+BODIES = {
+    "layers": ("p = MatMul (x, w)", "q = MatMul (x, v)"),
+    "constants of one name": (
+        "k = Constant <value = float {2}> () p = Mul (x, k)",
+        "k = Constant <value = float {3}> () q = Mul (x, k)",
+    ),
+    "what stands outside": ("p = Identity (x)", "q = Identity (x)"),
+}
+
+
+@pytest.mark.parametrize("bodies", BODIES)
+@pytest.mark.parametrize("condition", BRANCHES)
+def test_a_branch_that_is_always_taken_takes_the_place_of_its_if(
+    condition: str, bodies: str
+) -> None:
+    then, other = BODIES[bodies]
+    branches = (
+        f"then_branch = yes () => (float[3,4] p) {{ {then} }}, "
+        f"else_branch = no () => (float[3,4] q) {{ {other} }}"
+    )
+    text = BRANCHES[condition].replace("BODIES", branches)
+    values = {"v": normal(4, 4, seed=1), "zero": np.array(0), "three": np.array(3)}
+    source = model(
+        f"(float[3,4] x, bool choice) => (float[3,4] y) {{ {text} }}", w=normal(4, 4), **values
+    )
+    graph, changes, _ = apply(Normalize(), source)
+    assert changes > 0
+    assert ops(graph).count("If") == (condition == "inside, read by a body")
+    assert [tuple(t.shape) for t in graph.inputs] == [(3, 4), ()]
+    for choice in (True, False):
+        feed = X | {"choice": np.array(choice)}
+        np.testing.assert_array_equal(run(graph, feed)["y"], run(source, feed)["y"])
+
+
+def test_a_branch_that_depends_on_a_size_that_has_but_a_name_stays() -> None:
+    text = """(float[n,4] x) => (float[n,4] y) {
+        size = Shape (x) rows = Gather (size, zero) known = Equal (rows, three)
+        y = If (known) <
+            then_branch = yes () => (float[n,4] p) { p = Relu (x) },
+            else_branch = no () => (float[n,4] q) { q = Neg (x) }
+        >
+    }"""
+    source = model(text, zero=np.array(0), three=np.array(3))
+    graph, _, _ = apply(Normalize(), source)
+    assert "If" in ops(graph)
+    assert list(graph.inputs[0].shape) == ["n", 4]
