@@ -47,6 +47,11 @@ def formats_by_node(layers: Sequence[str], graph: Graph) -> dict[str, Format]:
         if pattern == ATTENTION:
             parts = projections(find(graph))
             named = [node for node in nodes if node.name in parts]
+            if not named:
+                raise OnnxqError(
+                    f"no attention was found in this model, which {layer!r} is about; quantize it "
+                    "with another preset, such as int4"
+                )
         matching = named or [node for node in nodes if _matches(pattern, node)]
         if not matching:
             raise no_match(pattern, nodes)

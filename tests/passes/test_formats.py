@@ -196,6 +196,7 @@ def test_a_name_means_its_node_whatever_characters_are_in_it() -> None:
     [
         ("c=w8a8", "'c' matches no node name or operator"),
         ("Cnov=w8a8", "nearest: Conv"),
+        ("part:attention=float", "no attention was found in this model"),
         ("a", "wants pattern=format"),
         ("=w8a8", "wants pattern=format"),
         ("a=", "is no format"),
