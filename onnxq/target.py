@@ -189,7 +189,7 @@ class Target:
     left_float: dict[str, str] = field(default_factory=dict)
     session: dict[str, str] = field(default_factory=dict)
     provider_options: dict[str, str] = field(default_factory=dict)
-    lacks: dict[str, str] = field(default_factory=dict)  # forms that its base has, and why not
+    lacks: dict[str, str] = field(default_factory=dict)  # of what its base has, and why
     standard_only: bool = False  # no operators beyond those of ONNX, such as MatMulNBits
     fixed_shapes: bool = False  # every dimension must be a number when the model is loaded
     whole: bool = False  # what stays float is slow there: all that has a rule becomes integer

@@ -320,3 +320,23 @@ def test_errors_are_one_line(arguments: list[str], says: str, tmp_path: Path) ->
     assert done.exit_code == 2 or done.exit_code == 1
     assert says in done.stderr
     assert len([line for line in done.stderr.splitlines() if "error" in line]) == 1
+
+
+def test_a_target_that_loses_the_weights_of_known_branches_says_so(tmp_path: Path) -> None:
+    text = """(float[2, 3] x) => (float[2, 3] y) {
+      known = Equal (one, CONDITION)
+      y = If (known) <
+        then_branch = g1 () => (float[2, 3] a) { a = Relu (x) },
+        else_branch = g2 () => (float[2, 3] b) { b = Neg (x) }
+      >
+    }"""
+    said = {}
+    for condition in ("one", "flag"):
+        inputs = "(float[2, 3] x, int64[1] flag)" if condition == "flag" else "(float[2, 3] x)"
+        changed = text.replace("CONDITION", condition).replace("(float[2, 3] x)", inputs, 1)
+        path = tmp_path / f"{condition}.onnx"
+        onnx.save(model(changed, one=np.array([1])), path)
+        warnings = onnxq.check(path, target="openvino").warnings
+        said[condition] = [text for text in warnings if "If of this model" in text]
+    assert len(said["one"]) == 1
+    assert said["flag"] == []

@@ -47,6 +47,11 @@ def check(
             f"this model of integers alone says something else on {device.name}: "
             f"{device.lacks['integer']}; quantize with another preset"
         )
+    if "branches" in device.lacks and any(v.op == "If" and v.kind == "folded" for v in found):
+        report.warnings.append(
+            f"an If of this model has a condition that is known: {device.name} takes the branch "
+            f"when it loads the model, and {device.lacks['branches']}; onnxq quantize leaves none"
+        )
     report.warnings += [
         f"{op} is slow on {device.name}: {reason}"
         for op, reason in device.slow.items()
