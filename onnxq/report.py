@@ -182,7 +182,8 @@ class ProviderRecord:
     `nodes` are those that the provider took, `elsewhere` how many others ran, of which
     `first_elsewhere` is the first. `outputs` are against the float model on the CPU, `against_cpu`
     against the quantized one there; `steps` is the largest difference from that of an output that
-    is made of codes, in steps. `ratio` is the median latency ÷ that of the float model on the CPU.
+    is made of codes, in steps. `ratio` is the median latency ÷ that of the float model on the CPU;
+    where the device is `emulated` nothing is timed.
     """
 
     name: str
@@ -197,6 +198,7 @@ class ProviderRecord:
     same_bits: bool = False
     steps: float | None = None
     disagreement: DisagreementRecord | None = None
+    emulated: bool = False
     latency: Latency | None = None
     ratio: float | None = None
 

@@ -78,6 +78,8 @@ def lines(record: ProviderRecord) -> list[str]:
         said.append(f"first differs at {sentence(record.disagreement)}")
     elif not record.error and not record.same_bits:
         said.append("each layer by itself says what it says on the CPU, but for last bits")
+    if record.emulated:
+        said.append("not timed: what answered emulates the device")
     return [line for line in said if line]
 
 

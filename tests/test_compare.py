@@ -36,6 +36,11 @@ def dying(*arguments, **more):
 onnxruntime.InferenceSession = dying
 """
 
+PLAYS = """
+import platform
+platform.machine = lambda: "sparc64"
+"""
+
 
 def fake(tmp_path: Path, code: str) -> str:
     """A Python whose onnxruntime is another."""
@@ -71,6 +76,16 @@ def test_the_cpu_says_the_same_bits_and_runs_every_node(quantized: Path) -> None
     assert record["against_cpu"][0]["cosine"] == pytest.approx(1)
     assert record["disagreement"] is None
     assert record["ratio"] > 0
+
+
+def test_what_plays_another_machine_is_not_timed(quantized: Path, tmp_path: Path) -> None:
+    ep = f"cpu@{fake(tmp_path, PLAYS)}"
+    code, out, _ = validated(quantized, "--ep", ep, "--json")
+    (record,) = json.loads(out)["providers"]
+    assert code == 0
+    assert record["same_bits"]
+    assert (record["latency"], record["ratio"]) == (None, None)
+    assert "not timed: what answered emulates the device" in validated(quantized, "--ep", ep)[1]
 
 
 def test_what_falls_back_is_an_error_after_the_table(quantized: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from places import PROVIDERS, place
 
 from onnxq import quantize
 from onnxq.devices import Job, Place, ask
+from onnxq.devices.place import Answer, is_emulated
 from onnxq.errors import OnnxqError
 
 X = {"x": np.arange(-6, 6, dtype=np.float32).reshape(3, 4)}
@@ -158,3 +159,20 @@ def test_integers_alone_are_the_same_bits_everywhere(name: str, tmp_path: Path) 
         ask(at, [job])[0].outputs[0]["logits"] for at in (Place.parse("cpu"), place(name))
     )
     np.testing.assert_array_equal(here, there)
+
+
+@pytest.mark.parametrize(
+    ("provider", "here", "answered", "emulated"),
+    [
+        ("cpu", "x86_64", "x86_64", False),
+        ("cpu", "x86_64", "aarch64", True),
+        ("cpu", "x86_64", "", False),  # a page in a browser
+        ("qnn", "x86_64", "x86_64", True),
+        ("qnn", "aarch64", "aarch64", False),
+    ],
+)
+def test_what_plays_a_device_is_told_from_it(
+    provider: str, here: str, answered: str, emulated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: here)
+    assert is_emulated(Place.parse(provider), Answer(machine=answered)) is emulated

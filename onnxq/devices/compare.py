@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxq.devices.disagreement import first_disagreement
-from onnxq.devices.place import Answer, Job, Place, ask
+from onnxq.devices.place import Answer, Job, Place, ask, is_emulated
 from onnxq.errors import OnnxqError
 from onnxq.report import Latency, OutputRecord, ProviderRecord
 from onnxq.storage import load_proto
@@ -68,8 +68,10 @@ def compare_places(
         off = [_farthest(*pair) for pair in zip(said, answer.outputs, strict=True)]
         record.same_bits = not any(off)
         record.steps = _steps(said, answer.outputs, scales)
-        record.latency, earlier = _latency(answer), _latency(before)
-        record.ratio = record.latency.median_ms / earlier.median_ms
+        record.emulated = is_emulated(place, answer)
+        if not record.emulated:
+            record.latency = _latency(answer)
+            record.ratio = record.latency.median_ms / _latency(before).median_ms
         if not record.same_bits:
             progress(f"find where {name} differs", number, len(places))
             record.disagreement = first_disagreement(

@@ -136,6 +136,15 @@ class Answer:
         return self.stage not in ("start", "load")
 
 
+def is_emulated(place: Place, answer: Answer) -> bool:
+    """Whether what answered only plays the device: its times are not the device's.
+
+    So does a CPU of another kind than this one, and Qualcomm's NPU on x86-64, where none is.
+    """
+    foreign = bool(answer.machine) and answer.machine != platform.machine()
+    return foreign or (place.provider == PROVIDERS["qnn"] and platform.machine() == "x86_64")
+
+
 def ask(
     place: Place,
     jobs: Sequence[Job],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from onnxq import cache
-from onnxq.devices.place import PROVIDERS, Answer, Job, Place, ask
+from onnxq.devices.place import PROVIDERS, Answer, Job, Place, ask, is_emulated
 from onnxq.devices.single import Verdict, singles, verdicts
 from onnxq.errors import OnnxqError
 from onnxq.probing.candidates import Candidate, candidates, shipped_rules
@@ -124,7 +123,9 @@ class _Probe:
         self.progress = progress
         self.machine, self.version = first.machine, first.version
         self.runtime = f"onnxruntime {first.version}"
-        self.timed = first.machine == platform.machine()  # an emulated CPU has no times
+        self.emulated = is_emulated(place, first)
+        # A page in a browser, which names no machine, times no models in turns.
+        self.timed = bool(first.machine) and not self.emulated
 
     def run(self) -> Probed:
         rules = [
@@ -155,7 +156,7 @@ class _Probe:
             f"{self.place.provider} of {self.runtime}.",
         ]
         if not self.timed:
-            notes.append("Not timed: the CPU is emulated.")
+            notes.append(f"Not timed: {'it is emulated' if self.emulated else 'in a browser'}.")
         return Probed(
             self.place.name, self.version, self.machine, target_toml(target, notes), rows, dropped,
             self.timed,
