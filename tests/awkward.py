@@ -394,6 +394,27 @@ def constant_activations() -> Case:
 
 
 @awkward
+def nothing_but_zeros() -> Case:
+    """Layers that are fed zeros alone: no sample says which of their codes are good."""
+    text = """(float[n,4,6,6] x) => (float[n,3] y, float[n,4,6,6] z) {
+        a = Abs (x)
+        b = Neg (a)
+        off = Relu (b)
+        c = Conv <pads = [1,1,1,1]> (off, w)
+        z = Add (c, x)
+        p = GlobalAveragePool (off)
+        q = GlobalAveragePool (x)
+        f = Flatten (p)
+        g = Flatten (q)
+        m = MatMul (f, v)
+        n = MatMul (g, u)
+        y = Add (m, n)
+    }"""
+    weights = {"w": normal(4, 4, 3, 3), "v": normal(4, 3, seed=1), "u": normal(4, 3, seed=2)}
+    return Case(model(text, **weights), feeds_of(x=(2, 4, 6, 6)))
+
+
+@awkward
 def branches() -> Case:
     """Concat of codes and floats, a Split whose parts go separate ways, and an Add of twins."""
     text = """(float[n,4,6,6] x) => (float[n,5,6,6] y) {

@@ -64,7 +64,7 @@ def adaround(
     weight = layer.weight.reshape(start.codes.shape)
     real = weight / start.scale + start.zero
     low, high = bounds(real, start.codes, layer)
-    unit = hessian / np.diagonal(hessian, axis1=1, axis2=2).mean()
+    unit = hessian / (np.diagonal(hessian, axis1=1, axis2=2).mean() or 1.0)  # 1: no inputs but 0
     fraction = np.clip(real - low, 0, 1) * (high > low)
     v = logit(fraction)
     mean, square = np.zeros_like(v), np.zeros_like(v)

@@ -66,7 +66,7 @@ def sweep(weight: Array, now: Codes, hessian: Array, qtype: QType, pair_limit: i
     scale = now.scale.swapaxes(1, 2).copy()
     gradient = hessian @ np.ascontiguousarray((weight - now.real).swapaxes(1, 2))  # (dH)ᵀ
     curvature = np.diagonal(hessian, axis1=1, axis2=2).copy()
-    curvature[curvature < DEAD * curvature.mean()] = np.inf  # of no matter: they stay
+    curvature[curvature <= DEAD * curvature.mean()] = np.inf  # of no matter: they stay
     columns = codes.shape[1]
     for first in range(0, columns, BLOCK):
         block = slice(first, min(first + BLOCK, columns))
