@@ -242,6 +242,38 @@ def test_a_branch_that_is_known_takes_the_place_of_its_if() -> None:
         assert {v.op: v.kind for v in found if v.kind != "folded"} == {"Squeeze": "runs"} | expected
 
 
+def test_a_provider_of_units_takes_control_flow_whole_or_not_at_all() -> None:
+    text = """(float[2, 3] x, bool choice) => (float[2, 3] y) {
+      y = If (choice) <
+        then_branch = g1 () => (float[2, 3] a) { h = OPERATOR (x) a = Relu (h) },
+        else_branch = g2 () => (float[2, 3] b) {
+          b = If (choice) <
+            then_branch = g3 () => (float[2, 3] c) { c = Relu (x) },
+            else_branch = g4 () => (float[2, 3] d) { d = Relu (x) }
+          >
+        }
+      >
+    }"""
+    npu = replace(NPU, supports=NPU.supports | {"If": (Support("", types=("bool",)),)})
+    for operator, kind in (("Relu", "runs"), ("Sin", "falls back")):
+        found = judge(g.load(model(text.replace("OPERATOR", operator))), npu)
+        outer = [v.kind for v in found if v.op != "Sin"]
+        assert outer == [kind] * len(outer)
+    found = judge(g.load(model(text.replace("OPERATOR", "Sin"))), replace(npu, takes_units=False))
+    assert [v.kind for v in found if v.op == "Relu"] == ["runs"] * 3
+
+
+def test_a_quantizer_without_company_falls_back() -> None:
+    text = """(float[2, 3] x) => (uint8[3, 2] y) {
+      q = QuantizeLinear (x, scale, zero)
+      y = Transpose (q)
+    }"""
+    values = {"scale": np.float32(0.1), "zero": np.uint8(3)}
+    assert kinds(model(text, **values), NPU)["QuantizeLinear"] == "falls back"
+    after_relu = text.replace("q = QuantizeLinear (x", "r = Relu (x) q = QuantizeLinear (r")
+    assert kinds(model(after_relu, **values), NPU)["QuantizeLinear"] == "runs"
+
+
 def test_the_erf_of_a_gelu_is_one_with_it() -> None:
     text = """(float[2, 3] x) => (float[2, 3] y) {
       d = Div (x, root) e = Erf (d) p = Add (e, one) m = Mul (x, p) y = Mul (m, half) }"""

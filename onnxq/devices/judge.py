@@ -68,12 +68,35 @@ class _Judge:
         for node in g.walk(self.graph):
             if id(node) not in found:
                 found[id(node)] = self._quantizer(node)
-        for node in g.walk(self.graph):  # control flow goes where its bodies can
+        self._control_flow(found)
+        if self.target.takes_units:
+            self._quantizers_alone(found)
+        return found
+
+    def _control_flow(self, found: dict[int, Verdict]) -> None:
+        """It goes where its bodies can, and takes them along where a provider takes units alone."""
+        nodes = [*g.walk(self.graph)]
+        for node in reversed(nodes):
             inner = [found[id(inside)].kind for body in g.bodies(node) for inside in body.nodes]
             if "falls back" in inner:
                 whole = found[id(node)]
                 whole.kind, whole.reason = "falls back", "some of its bodies' nodes do"
-        return found
+        for node in nodes if self.target.takes_units else ():
+            for inside in (inside for body in g.bodies(node) for inside in body.nodes):
+                verdict = found[id(inside)]
+                if found[id(node)].kind == "falls back" and verdict.kind in HERE:
+                    verdict.kind, verdict.reason = "falls back", f"goes where {node.name!r} goes"
+
+    def _quantizers_alone(self, found: dict[int, Verdict]) -> None:
+        """No provider of units takes a quantizer without a neighbour to go with it."""
+        for node in g.walk(self.graph):
+            verdict = found[id(node)]
+            if node.op not in ("QuantizeLinear", "DequantizeLinear") or verdict.kind not in HERE:
+                continue
+            beside = [maker for tensor in node.inputs for maker in tensor.inputs]
+            beside += [reader for tensor in node.outputs for reader in tensor.outputs]
+            if not any(id(n) in found and found[id(n)].kind in HERE for n in beside):
+                verdict.kind, verdict.reason = "falls back", "none of its neighbours runs there"
 
     def _dynamic_input(self) -> tuple[str, str] | None:
         """Why nothing runs on a provider that wants fixed shapes, and the fix."""
