@@ -263,6 +263,24 @@ def test_a_provider_of_units_takes_control_flow_whole_or_not_at_all() -> None:
     assert [v.kind for v in found if v.op == "Relu"] == ["runs"] * 3
 
 
+@pytest.mark.parametrize(
+    ("branch", "kind"),
+    [
+        ("h = Relu (x) a = Abs (h)", "runs"),
+        ("a = Hardmax (x)", "falls back"),
+        ("h = Relu (x) a = Hardmax (h)", "will not run"),  # measured: it does not load
+    ],
+)
+def test_openvino_cannot_take_a_part_of_a_branch(branch: str, kind: str) -> None:
+    text = f"""(float[2, 3] x, bool choice) => (float[2, 3] y) {{
+      y = If (choice) <
+        then_branch = g1 () => (float[2, 3] a) {{ {branch} }},
+        else_branch = g2 () => (float[2, 3] b) {{ b = Neg (x) }}
+      >
+    }}"""
+    assert kinds(model(text), load_target("openvino"))["If"] == kind
+
+
 def test_a_quantizer_without_company_falls_back() -> None:
     text = """(float[2, 3] x) => (uint8[3, 2] y) {
       q = QuantizeLinear (x, scale, zero)

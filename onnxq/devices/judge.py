@@ -77,9 +77,13 @@ class _Judge:
         """It goes where its bodies can, and takes them along where a provider takes units alone."""
         nodes = [*g.walk(self.graph)]
         for node in reversed(nodes):
-            inner = [found[id(inside)].kind for body in g.bodies(node) for inside in body.nodes]
-            if "falls back" in inner:
-                whole = found[id(node)]
+            inner = [{found[id(inside)].kind for inside in body.nodes} for body in g.bodies(node)]
+            if not any("falls back" in kinds for kinds in inner):
+                continue
+            whole, why = found[id(node)], self.target.lacks.get("parts-of-bodies")
+            if why and whole.kind in HERE and any("falls back" in k and k & {*HERE} for k in inner):
+                whole.kind, whole.reason, whole.fix = "will not run", why, _OTHER
+            else:
                 whole.kind, whole.reason = "falls back", "some of its bodies' nodes do"
         for node in nodes if self.target.takes_units else ():
             for inside in (inside for body in g.bodies(node) for inside in body.nodes):
