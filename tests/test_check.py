@@ -281,6 +281,21 @@ def test_openvino_cannot_take_a_part_of_a_branch(branch: str, kind: str) -> None
     assert kinds(model(text), load_target("openvino"))["If"] == kind
 
 
+@pytest.mark.parametrize(
+    ("axis", "length", "kind"),
+    [(0, 32, "runs"), (-2, 32, "runs"), (1, 40, "will not run"), (2, 32, "will not run")],
+)
+def test_openvino_wants_whole_blocks_along_two_axes(axis: int, length: int, kind: str) -> None:
+    shape = [32, 32] if axis < 2 else [1, 2, 32]
+    shape[axis] = length
+    few = [-(-size // 16) if k == axis % len(shape) else size for k, size in enumerate(shape)]
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["": 21]> g (uint4{shape} x, float{few} s)
+        => (float{shape} y) {{ y = DequantizeLinear <axis = {axis}, block_size = 16> (x, s) }}"""
+    )
+    assert kinds(proto, load_target("openvino"))["DequantizeLinear"] == kind
+
+
 def test_a_quantizer_without_company_falls_back() -> None:
     text = """(float[2, 3] x) => (uint8[3, 2] y) {
       q = QuantizeLinear (x, scale, zero)
