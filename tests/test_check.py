@@ -405,3 +405,21 @@ def test_a_target_that_loses_the_weights_of_known_branches_says_so(tmp_path: Pat
         said[condition] = [text for text in warnings if "If of this model" in text]
     assert len(said["one"]) == 1
     assert said["flag"] == []
+
+
+@pytest.mark.parametrize(("target", "warned"), [("openvino", True), ("generic-qdq", False)])
+def test_quantize_says_what_its_target_will_not_run(
+    target: str, warned: bool, tmp_path: Path
+) -> None:
+    text = """(int64[2, 3] ids) => (float[2, 3, 8] y) {
+      h = Gather (table, ids)
+      y = MatMul (h, w)
+    }"""
+    source = tmp_path / "source.onnx"
+    onnx.save(model(text, table=normal(40, 256), w=normal(256, 8)), source)
+    result = onnxq.quantize(
+        source, "int4-qdq", target=target, check=False, output=tmp_path / "m.onnx"
+    )
+    said = [text for text in result.report.warnings if "will not run" in text]
+    assert len(said) == warned
+    assert all("DequantizeLinear" in text and "third axis" in text for text in said)

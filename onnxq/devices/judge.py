@@ -188,16 +188,15 @@ class _Judge:
         if units.is_folded(node, self.fixed, self.shapes):
             made.kind, made.reason = "folded", "computed when the model is loaded"
             return made
-        if node.name in self.of_unit:
+        plain = self._plain(self._rows(node), node)
+        if plain is not None and plain.fails:
+            made.kind, made.reason, made.fix = "will not run", plain.fails, _OTHER
+        elif node.name in self.of_unit:
             layer = self.of_unit[node.name]
             made.kind = "runs" if layer.kind in HERE else layer.kind
             if made.kind != "runs":
                 made.reason = f"goes where {layer.node!r} goes"
-            return made
-        plain = self._plain(self._rows(node), node)
-        if plain is not None and plain.fails:
-            made.kind, made.reason, made.fix = "will not run", plain.fails, _OTHER
-        if plain is None:
+        elif plain is None:
             made.kind, made.reason, made.fix = self._elsewhere(node, *self._why(node, None))
         return made
 
