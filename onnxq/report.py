@@ -41,8 +41,8 @@ class LayerRecord:
 
     `sqnr_db` is the error of this layer's own output on float inputs; `contribution` the share of
     output energy that this layer's error alone makes at the model's outputs. Both measured.
-    `inputs` are the tensors it reads as codes, `before` and `after` the layers next to it; these
-    and `weight` are only there where they were asked for.
+    `inputs` are the tensors it reads as codes, `weights` those that have codes, of recurrent layers
+    two, `before` and `after` the layers next to it; these are only there where they are asked for.
     """
 
     name: str
@@ -57,7 +57,7 @@ class LayerRecord:
     inputs: list[str] = field(default_factory=list)
     before: list[str] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
-    weight: WeightRecord | None = None
+    weights: list[WeightRecord] = field(default_factory=list)
 
 
 @dataclass

@@ -50,10 +50,10 @@ def test_the_share_that_clips_is_that_of_what_rounding_moves_far(text: str) -> N
     scale = np.abs(made.scale if made.scale.ndim else made.scale.reshape(1, 1))
     wide = np.repeat(scale, group, axis=1)[:, :40] if group else scale.reshape(-1, 1)
     expected = (rounding > wide / 2 * 1.0001).mean()
-    found = weight_record(weight, made)
+    found = weight_record("w", weight, made)
     assert found.clipped == pytest.approx(expected, abs=1e-3)
     assert found.clipped > 0.05
-    assert weight_record(weight, codes(weight, text)).clipped <= 0.01
+    assert weight_record("w", weight, codes(weight, text)).clipped <= 0.01
     whole = made.dequantize()
     assert found.low is not None
     assert found.high is not None
@@ -64,10 +64,12 @@ def test_the_share_that_clips_is_that_of_what_rounding_moves_far(text: str) -> N
 def test_scales_are_those_of_the_channels() -> None:
     weight = normal(12, 40, seed=1)
     made = codes(weight, "s8:channel")
-    assert weight_record(weight, made).scales == pytest.approx(made.scale.tolist())
-    assert len(weight_record(weight, codes(weight, "s8")).scales) == 1
+    assert weight_record("w", weight, made).scales == pytest.approx(made.scale.tolist())
+    assert len(weight_record("w", weight, codes(weight, "s8")).scales) == 1
     blocks = codes(weight, "s4:16")
-    assert weight_record(weight, blocks).scales == pytest.approx(np.abs(blocks.scale).max(axis=1))
+    assert weight_record("w", weight, blocks).scales == pytest.approx(
+        np.abs(blocks.scale).max(axis=1)
+    )
 
 
 def test_of_many_scales_the_largest_of_neighbours_are_kept() -> None:
@@ -84,10 +86,18 @@ def test_a_layer_has_its_neighbours_inputs_and_weight() -> None:
     assert first.after
     assert first.name in second.before or set(first.after) & set(second.before)
     assert first.inputs == ["x"]
-    assert first.weight is not None
-    assert first.weight.channels == 16
+    assert [weight.channels for weight in first.weights] == [16]
     known = {record.tensor: record for record in report.ranges}
     assert all(known[name].values for layer in (first, second) for name in layer.inputs)
+
+
+def test_of_a_recurrent_layer_both_weights_are_shown() -> None:
+    case = ZOO["lstm"]()
+    result = pipeline(case.model, case.feeds, "int8-dynamic")
+    record_layers(result, result.report)
+    record_details(result, result.report)
+    (found,) = (layer.weights for layer in result.report.layers if layer.op == "LSTM")
+    assert [weight.name for weight in found] == ["w", "r"]
 
 
 PRESETS = ("int8-static", "integer-only", "int4-rtn", "int4-qdq", "nf4", "int3", "int2", "w4a8")
@@ -106,9 +116,9 @@ def test_details_are_had_of_every_graph(name: str, preset: str) -> None:
     known = {layer.name for layer in result.report.layers}
     for layer in result.report.layers:
         assert {*layer.before, *layer.after} <= known - {layer.name}
-        if layer.weight is not None:
-            assert sum(layer.weight.values.counts) > 0
-            assert len(layer.weight.scales) <= 64
+        for weight in layer.weights:
+            assert sum(weight.values.counts) > 0
+            assert len(weight.scales) <= 64
     for before in result.report.layers:
         for after in result.report.layers:
             if before.name in after.before and len(before.after) < MOST_NEIGHBOURS:
@@ -118,7 +128,7 @@ def test_details_are_had_of_every_graph(name: str, preset: str) -> None:
 
 def test_nothing_of_it_is_measured_unasked() -> None:
     report = quantized(model(TWO, w=normal(8, 16), v=normal(16, 4, seed=1)))
-    assert all(layer.weight is None and not layer.before for layer in report.layers)
+    assert all(not layer.weights and not layer.before for layer in report.layers)
     assert all(record.values is None for record in report.ranges)
 
 

@@ -8,12 +8,12 @@ from importlib.util import find_spec
 from typing import Any
 
 from onnxq.errors import OnnxqError
-from onnxq.page import words
+from onnxq.page import tuned, words
 from onnxq.page.charts import CHARTS
 from onnxq.page.compare import MOST, beside, differences
 from onnxq.page.data import MOST_RANGES, packed
 from onnxq.page.runs import Run
-from onnxq.tables import cosine, decibels, percent, quantity
+from onnxq.tables import cosine, decibels, percent
 
 LIMIT = 2_000_000  # bytes of a page
 SPARE = 20_000  # of them for what is written around data
@@ -70,7 +70,8 @@ def _view(run: Run, number: int) -> dict[str, Any]:
         "environment": run.environment,
         "tuning": run.tuning,
         "effects": run.effects,
-        "candidates": _candidates(run.tuning),
+        "candidates": tuned.candidates(run.tuning),
+        "sensitivity": tuned.sensitivity(run),
         "report": report,
     }
     if report is None:
@@ -106,26 +107,6 @@ def _view(run: Run, number: int) -> dict[str, Any]:
         "parameters": percent(report.share("parameters")),
         "macs": percent(report.share("macs")),
     }
-
-
-def _candidates(tuning: dict[str, Any]) -> list[dict[str, str]]:
-    """Rows of what tuning measured, the fastest first."""
-    order = sorted(
-        tuning.get("candidates", ()),
-        key=lambda c: (c["ratio"] is None, c["ratio"] or 0.0, c["drop"]),
-    )
-    return [
-        {
-            "name": c["name"],
-            "note": "chosen" if c["name"] == tuning["chosen"] else "front" * c["on_front"],
-            "drop": percent(c["drop"]),
-            "cosine": cosine(c["cosine"]),
-            "ratio": f"{c['ratio']:.2f}" if c["ratio"] else "–",
-            "size": quantity(c["bytes"], "B"),
-            "holds": "yes" if c["holds"] else "no",
-        }
-        for c in order
-    ]
 
 
 @cache

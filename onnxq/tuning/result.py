@@ -12,9 +12,27 @@ from onnxq.tuning.candidates import Candidate
 
 
 @dataclass
+class FormatSensitivity:
+    """What each layer loses and takes in one format of a preset, by its name, in the model's order.
+
+    `losses` are the distance to the float model in `unit`, on calibration samples, when the layer
+    alone is quantized; `times` the ms of the layer in float and quantized, among its quantized
+    neighbours, of the layers that could be timed.
+    """
+
+    preset: str
+    format: str
+    title: str = ""
+    unit: str = ""
+    losses: dict[str, float] = field(default_factory=dict)
+    times: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass
 class Tuning:
     """`drop_title` says what a drop is one of. Candidates were all measured on `held_out` samples
     that calibration did not see; those without a latency were not worth timing.
+    `sensitivities` are what mixes were made by.
     """
 
     model: str
@@ -32,6 +50,7 @@ class Tuning:
     float_latency: Latency
     replay: str
     report: Report
+    sensitivities: list[FormatSensitivity] = field(default_factory=list)
     measured: int = 0
     seconds: float = 0.0
     refused: dict[str, str] = field(default_factory=dict)
@@ -83,7 +102,8 @@ class Tuning:
         plain = {
             key: value
             for key, value in vars(self).items()
-            if key not in ("bounds", "chosen", "candidates", "report", "float_latency")
+            if key
+            not in ("bounds", "chosen", "candidates", "report", "float_latency", "sensitivities")
         }
         return json.dumps(
             plain
@@ -92,6 +112,7 @@ class Tuning:
                 "float_latency": asdict(self.float_latency),
                 "chosen": self.chosen.name,
                 "candidates": [row(c) for c in self.candidates],
+                "sensitivities": [asdict(s) for s in self.sensitivities],
                 "report": json.loads(self.report.to_json()),
             },
             indent=2,

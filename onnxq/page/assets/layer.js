@@ -18,10 +18,11 @@ function openLayer(index) {
   }
   facts(layer);
   const charts = make("div", { className: "pair" }, body);
-  if (layer.weight) weights(layer.weight, charts);
+  const weights = layer.weights ?? [];
+  for (const one of weights) weight(one, weights.length > 1 ? ` ${one.name}` : "", charts);
   const tensors = [...(layer.inputs ?? []).map((name) => ["Input", name]), ["Output", layer.output]];
   const shown = tensors.filter(([what, name]) => tensor(what, name, charts));
-  if (!layer.weight && !shown.length && kind() === REPORTED) {
+  if (!weights.length && !shown.length && kind() === REPORTED) {
     make("p", { className: "quiet", textContent: missing(layer) }, body);
   }
   neighbours("Before it", layer.before);
@@ -54,12 +55,12 @@ function facts(layer) {
 
 const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
 
-function weights(weight, parent) {
+function weight(weight, name, parent) {
   const range = weight.low === null ? null : [weight.low, weight.high];
   const clips = range ? ` Codes hold ${number(range[0])} to ${number(range[1])} at most; ${percent(weight.clipped)} of the weights lie outside those of their channel.` : "";
   const text = `Float weights from ${number(weight.values.low)} to ${number(weight.values.high)}.${clips}`;
-  histogram(parent, "Weights", weight.values, range, text, "weight");
-  if (weight.scales.length > 1) scales(parent, weight.scales, weight.channels);
+  histogram(parent, `Weights${name}`, weight.values, range, text, "weight");
+  if (weight.scales.length > 1) scales(parent, `Scale per channel${name}`, weight.scales, weight.channels);
 }
 
 // Whether anything is known of the tensor.
