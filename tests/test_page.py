@@ -47,6 +47,14 @@ def test_the_verdict_is_in_words(changes: dict[str, Any], mark: str, title: str)
     assert "4.00× smaller and 2.00× faster" in found.text
 
 
+def test_the_verdict_of_effects_says_what_was_measured() -> None:
+    (run,) = runs_in(json.dumps(effects()), "x")
+    assert verdict(run).text == (
+        "What each of 5 layers does to the outputs of m.onnx as int8-static: KL divergence, on 9 "
+        "samples. With all of them quantized it is 0.3 nat."
+    )
+
+
 def test_names_are_text_wherever_they_stand() -> None:
     named = layer(3, name=EVIL, op=EVIL, reason=EVIL)
     made = page([Run(EVIL, report(layers=2, warnings=[EVIL], recipe=EVIL, model=EVIL))])
@@ -89,7 +97,7 @@ def test_layers_that_differ_come_first_where_they_are_farthest_apart() -> None:
     found = differences([Run("a", report()), Run("b", other)])
     assert [row["name"] for row in found] == ["/block.4/MatMul", "/block.7/MatMul"]
     assert found[0]["apart"] == "21.0 dB"
-    assert found[1]["cells"] == ["int8 × uint8, 27.0 dB", "float, –"]
+    assert found[1]["cells"] == [("27.0 dB", "int8 × uint8"), ("–", "float")]
 
 
 def test_a_report_from_before_details_were_kept_makes_a_page(tmp_path: Path) -> None:

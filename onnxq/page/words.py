@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +30,7 @@ def verdict(run: Run) -> Verdict:
     """What a reader should know if they read one line."""
     report = run.report
     if report is None:
-        count = len(run.effects["layers"])
-        text = f"What each of {count} layers does to the outputs of {run.effects['model']}."
-        return Verdict("good", "Measured", text)
+        return Verdict("good", "Measured", _measured(run.effects))
     said = _said(report)
     if not report.verified:
         text = "The model was written, but neither run nor compared with float."
@@ -44,6 +43,16 @@ def verdict(run: Run) -> Verdict:
         title = f"It holds; look at {count} warning{'s' * (count > 1)}"
         return Verdict("look", title, said)
     return Verdict("good", "It holds", said)
+
+
+def _measured(effects: dict[str, Any]) -> str:
+    """What the distances of `onnxq sensitivity` are."""
+    count, whole = effects["measured_on"], f"{effects['all_quantized']:.3g} {effects['unit']}"
+    return (
+        f"What each of {len(effects['layers'])} layers does to the outputs of {effects['model']} "
+        f"as {effects['preset']}: {effects['title']}, on {count} sample{'s' * (count != 1)}. With "
+        f"all of them quantized it is {whole.rstrip()}."
+    )
 
 
 def _said(report: Report) -> str:
@@ -60,7 +69,7 @@ def _said(report: Report) -> str:
         agreed = report.outputs[0].agreement
         top = f"; its top answer is float's for {percent(agreed)}" if agreed is not None else ""
         parts.append(f"Its outputs have {like} to float{top}.")
-    return " ".join(parts)
+    return re.sub(r"(?<=\d) (?=dB|%)", "\N{NO-BREAK SPACE}", " ".join(parts))
 
 
 def figures(report: Report) -> list[dict[str, str]]:
