@@ -95,8 +95,8 @@ class RangeRecord:
     `low` to `high` are the lowest and the highest code; `calibration_…` and `validation_…` are the
     extremes that those samples showed, `…_clipped` the share of their values that lie more than a
     step outside the codes, `clipped_runs` the runs in validation with any such value. `set_by` is
-    the calibration sample that alone sets the range. `values` are those in validation, where
-    that was asked for. `finding` is "" or
+    the calibration sample that alone sets the range. Of calibration that was not seen they are
+    None. `values` are those in validation, where that was asked for. `finding` is "" or
 
     - clipped: more than CLIPPED of the values in validation are;
     - wider: validation makes the range more than WIDER times as wide;
@@ -107,9 +107,9 @@ class RangeRecord:
     tensor: str
     low: float
     high: float
-    calibration_low: float
-    calibration_high: float
-    calibration_clipped: float
+    calibration_low: float | None
+    calibration_high: float | None
+    calibration_clipped: float | None
     validation_low: float
     validation_high: float
     validation_clipped: float

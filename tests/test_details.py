@@ -1,9 +1,15 @@
 """What a report has of single layers."""
 
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
+import onnx
 import pytest
 from awkward import ZOO
 from graphs import feeds_of, model, normal, pipeline
+from rich.console import Console
 
 import onnxq
 from onnxq.details import MOST_NEIGHBOURS, few, record_details, weight_record
@@ -12,6 +18,7 @@ from onnxq.layers import record_layers
 from onnxq.observe import Histogram
 from onnxq.qtype import QTensor, QType, quantize_weight, weight_scale
 from onnxq.report import Report
+from onnxq.show_samples import show_ranges
 
 TWO = "(float[n,8] x) => (float[n,4] y) { h = MatMul (x, w) r = Relu (h) y = MatMul (r, v) }"
 
@@ -132,13 +139,37 @@ def test_nothing_of_it_is_measured_unasked() -> None:
     assert all(record.values is None for record in report.ranges)
 
 
+def test_validation_reads_ranges_off_the_codes_of_a_model(tmp_path: Path) -> None:
+    """Where a ReLU is in the codes' lower end, they are compared with what the ReLU gave."""
+    paths = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    onnx.save(model(TWO, w=normal(8, 16), v=normal(16, 4, seed=1)), paths[0])
+    samples = feeds_of(24, x=(1, 8))
+    expected = onnxq.quantize(paths[0], samples=samples, output=paths[1]).report.ranges
+    report = onnxq.validate(*paths, samples=samples, details=True)
+    found = {record.tensor: record for record in report.ranges}
+    assert {"x", "r"} <= set(found) <= {record.tensor for record in expected}
+    for record in (one for one in expected if one.tensor in found):
+        same = found[record.tensor]
+        assert (same.low, same.high) == pytest.approx((record.low, record.high))
+        assert same.calibration_low is None
+        assert same.validation_high >= record.validation_high - 1e-6  # more samples
+        assert same.values is not None
+        assert same.validation_clipped < 0.01
+    assert [layer.inputs for layer in report.layers if layer.op == "MatMul"] == [["x"], ["r"]]
+    assert not any("calibration" in warning for warning in report.warnings)
+    assert Report.from_json(report.to_json()) == report
+    assert "codes" in rendered(replace(report, ranges=[replace(found["x"], finding="clipped")]))
+
+
+def rendered(report: Report) -> str:
+    console = Console(width=80)
+    with console.capture() as capture:
+        show_ranges(report, console)
+    return capture.get()
+
+
 def quantized(made: object, **options: object) -> onnxq.Report:
-    import tempfile
-    from pathlib import Path
-
-    import onnx
-
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         path = Path(folder) / "m.onnx"
         onnx.save(made, path)
         samples = feeds_of(24, x=(1, 8))

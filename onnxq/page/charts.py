@@ -123,31 +123,33 @@ _TENSOR = {
     "field": "tensor", "type": "nominal", "title": None, "sort": None,
     "axis": {"labelLimit": {"signal": "max(90, min(320, 0.28 * containerSize()[0]))"}},
 }  # fmt: skip
-RANGES = _chart(
-    ROW,
-    layer=[
-        {
-            "transform": [{"filter": f"datum.group === {what!r}"}],
-            "mark": {"type": "bar", "height": {"band": thickness}, "opacity": 1, "stroke": edge},
-            "encoding": {
-                "y": _TENSOR,
-                "x": _field("low", "÷ the farthest code", axis={"tickCount": 6}),
-                "x2": {"field": "high"},
-                "color": _group(
-                    scale={
-                        "domain": ["codes", "calibration", "validation"],
-                        "range": ["var(--band)", "var(--c1)", "var(--c2)"],
-                    }
-                ),
-            },
-        }
-        for what, thickness, edge in (
-            ("codes", 0.92, "var(--edge)"),
-            ("calibration", 0.6, None),
-            ("validation", 0.24, None),
-        )
-    ],
-)
+_SPANS = {  # thickness, colour, outline
+    "codes": (0.92, "var(--band)", "var(--edge)"),
+    "calibration": (0.6, "var(--c1)", None),
+    "validation": (0.24, "var(--c2)", None),
+}
+
+
+def _spans(*names: str) -> Spec:
+    colours = {"domain": [*names], "range": [_SPANS[name][1] for name in names]}
+    return _chart(
+        ROW,
+        layer=[
+            {
+                "transform": [{"filter": f"datum.group === {name!r}"}],
+                "mark": {"type": "bar", "height": {"band": _SPANS[name][0]}, "opacity": 1,
+                         "stroke": _SPANS[name][2]},
+                "encoding": {
+                    "y": _TENSOR,
+                    "x": _field("low", "÷ the farthest code", axis={"tickCount": 6}),
+                    "x2": {"field": "high"},
+                    "color": _group(scale=colours),
+                },
+            }
+            for name in names
+        ],
+    )  # fmt: skip
+
 
 # What tuning tried: the lower left is best.
 _KINDS = ["chosen", "on the front", "others", "float"]
@@ -235,7 +237,8 @@ CHARTS: dict[str, Spec] = {
     "bars": BARS,
     "histogram": HISTOGRAM,
     "scales": SCALES,
-    "ranges": RANGES,
+    "ranges": _spans("codes", "calibration", "validation"),
+    "codes": _spans("codes", "validation"),
     "front": FRONT,
     "losses": LOSSES,
     "named": NAMED,

@@ -12,12 +12,11 @@ from onnxq.distribution import Distribution, WeightRecord
 from onnxq.page import tuned
 from onnxq.page.compare import lines_of
 from onnxq.page.runs import Run
-from onnxq.page.words import why
+from onnxq.page.words import MOST_RANGES, why
 from onnxq.report import LayerRecord, RangeRecord, Report
 from onnxq.show import form_text
 from onnxq.show_providers import labels
 
-MOST_RANGES = 24  # in the chart; the worst first
 DIGITS = 4
 
 
@@ -142,7 +141,7 @@ def _spans(record: RangeRecord) -> list[dict[str, Any]]:
     return [
         {"tensor": record.tensor, "group": what, "low": short(low / reach),
          "high": short(high / reach)}
-        for what, (low, high) in ends.items()
+        for what, (low, high) in ends.items() if low is not None and high is not None
     ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from onnxq.errors import OnnxqError
 from onnxq.page import tuned, words
 from onnxq.page.charts import CHARTS
 from onnxq.page.compare import MOST, beside, differences
-from onnxq.page.data import MOST_RANGES, packed
+from onnxq.page.data import packed
 from onnxq.page.runs import Run
 from onnxq.tables import cosine, decibels, percent
 
@@ -48,7 +48,6 @@ def page(runs: list[Run]) -> str:
         "runs": [_view(run, number) for number, run in enumerate(runs)],
         "beside": beside(runs) if len(runs) > 1 else [],
         "differences": differences(runs)[:MOST] if len(runs) > 1 else [],
-        "most_ranges": MOST_RANGES,
         "style": _asset("page.css"),
         "script": "\n".join(map(_asset, SCRIPTS)),
         "vega": _vega(),
@@ -103,7 +102,9 @@ def _view(run: Run, number: int) -> dict[str, Any]:
             }
             for group in report.groups
         ],
-        "ranges": [record for record in report.ranges if record.finding],
+        "findings": sum(bool(record.finding) for record in report.ranges),
+        "calibrated": any(record.calibration_low is not None for record in report.ranges),
+        "ranges": words.ranges(report),
         "parameters": percent(report.share("parameters")),
         "macs": percent(report.share("macs")),
     }

@@ -11,10 +11,12 @@ from onnxq.page.runs import Run
 from onnxq.report import LayerRecord, Report
 from onnxq.show import form_text
 from onnxq.show_providers import labels, lines
+from onnxq.show_samples import span
 from onnxq.tables import cosine, decibels, milliseconds, percent, quantity
 
 HOLDS = 0.9  # cosine; below it a run warns, too
 WORST = 5
+MOST_RANGES = 24  # in the chart and its table; the worst first
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,20 @@ def left_float(report: Report) -> list[dict[str, Any]]:
     ]
     rows.sort(key=lambda r: (-int(str(r["held"])), -int(str(r["nodes"]))))
     return [r | {"share": percent(int(str(r["held"])) / total if total else None)} for r in rows]
+
+
+def ranges(report: Report) -> list[dict[str, str]]:
+    return [
+        {
+            "tensor": r.tensor,
+            "codes": span(r.low, r.high),
+            "calibration": span(r.calibration_low, r.calibration_high),
+            "validation": span(r.validation_low, r.validation_high),
+            "clipped": percent(r.validation_clipped),
+            "finding": r.finding + (f": sample {r.set_by}" if r.set_by is not None else ""),
+        }
+        for r in report.ranges[:MOST_RANGES]
+    ]
 
 
 def providers(report: Report) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ function missing(layer) {
 }
 
 function facts(layer) {
-  if (layer.why) make("p", { textContent: sentence(layer.why) }, body);
+  if (layer.why && layer.why !== layer.form) make("p", { textContent: sentence(layer.why) }, body);
   const list = make("dl", { className: "facts" }, body);
   const rows = [["Operator", layer.op], ["Format", layer.full ?? layer.form]];
   if (kind() === EFFECTS) rows.push(["It alone quantized", distance(layer.alone)], ["All but it", distance(layer.spared)]);
@@ -46,7 +46,7 @@ function facts(layer) {
     rows.push(["SQNR of its own output", decibels(layer.sqnr)]);
     rows.push(["Share of the output error", rank ? `${percent(layer.share)}, rank ${rank} of ${ranked.length}` : "–"]);
   }
-  for (const [name, text] of rows) {
+  for (const [name, text] of rows.filter((row) => row[1] !== "–")) {
     const pair = make("div", {}, list);
     make("dt", { textContent: name }, pair);
     make("dd", { textContent: text }, pair);
@@ -63,15 +63,17 @@ function weight(weight, name, parent) {
   if (weight.scales.length > 1) scales(parent, `Scale per channel${name}`, weight.scales, weight.channels);
 }
 
+const between = ([low, high]) => `${number(low)} to ${number(high)}`;
+
 // Whether anything is known of the tensor.
 function tensor(what, name, parent) {
   const found = run().tensors[name];
   if (!found) return false;
   const range = [found.low, found.high];
+  const calibrated = found.calibration[0] !== null;
   const text =
-    `${name}: codes hold ${number(found.low)} to ${number(found.high)}; calibration showed ${number(found.calibration[0])} to ` +
-    `${number(found.calibration[1])}, validation ${number(found.validation[0])} to ${number(found.validation[1])}; ` +
-    `${percent(found.clipped)} of the values clip.`;
+    `${name}: codes hold ${between(range)};${calibrated ? ` calibration showed ${between(found.calibration)},` : ""} ` +
+    `validation${calibrated ? "" : " showed"} ${between(found.validation)}; ${percent(found.clipped)} of the values clip.`;
   if (found.values) histogram(parent, `${what} in validation`, found.values, range, text, "activation");
   else make("p", { textContent: `${what} ${text}` }, parent);
   return true;

@@ -14,12 +14,12 @@ function standing(within) {
     const closed = element.closest("details:not([open])");
     if (closed || drawn.has(element)) continue;
     const number = Number(element.dataset.run);
-    const rows = { front: "front", losses: "losses", named: "providers", ranges: "ranges" };
+    const rows = { front: "front", losses: "losses", named: "providers", ranges: "ranges", codes: "ranges" };
     const data = number < 0 ? page.lines : page.runs[number][rows[element.dataset.chart]];
     const fitted = (spec) => {
       if (element.dataset.of) spec.encoding.y.title = element.dataset.of;
       const named = new Set(data.map((row) => row[spec.layer ? "tensor" : "name"]));
-      if (element.dataset.chart in { ranges: 1, named: 1 }) spec.height *= named.size;
+      if (element.dataset.chart in { ranges: 1, codes: 1, named: 1 }) spec.height *= named.size;
     };
     if (data.length) charts.push(draw(element, element.dataset.chart, { rows: data }, fitted));
     else element.parentElement.hidden = true;
