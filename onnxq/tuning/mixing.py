@@ -20,9 +20,8 @@ from onnxq.knapsack import Choice, front
 from onnxq.metrics import metric as metric_of
 from onnxq.pipeline import Progress
 from onnxq.tuning.bounds import Bounds
-from onnxq.tuning.candidates import Candidate, Workshop, mixed
+from onnxq.tuning.candidates import Candidate, FormatSensitivity, Workshop, mixed
 from onnxq.tuning.meter import Meter
-from onnxq.tuning.result import FormatSensitivity
 from onnxq.tuning.timing import layer_times
 from onnxq.tuning.variants import Variants, assign_of, variants, with_format
 

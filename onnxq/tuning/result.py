@@ -8,24 +8,7 @@ from typing import Any
 
 from onnxq.report import Latency, Report
 from onnxq.tuning.bounds import Bounds
-from onnxq.tuning.candidates import Candidate
-
-
-@dataclass
-class FormatSensitivity:
-    """What each layer loses and takes in one format of a preset, by its name, in the model's order.
-
-    `losses` are the distance to the float model in `unit`, on calibration samples, when the layer
-    alone is quantized; `times` the ms of the layer in float and quantized, among its quantized
-    neighbours, of the layers that could be timed.
-    """
-
-    preset: str
-    format: str
-    title: str = ""
-    unit: str = ""
-    losses: dict[str, float] = field(default_factory=dict)
-    times: dict[str, tuple[float, float]] = field(default_factory=dict)
+from onnxq.tuning.candidates import Candidate, FormatSensitivity
 
 
 @dataclass

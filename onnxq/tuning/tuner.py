@@ -44,10 +44,10 @@ from onnxq.storage import load_proto, model_size
 from onnxq.target import Target, load_target
 from onnxq.text import MAX_TOKENS
 from onnxq.tuning.bounds import Bounds, parse_bounds
-from onnxq.tuning.candidates import Candidate, Workshop
+from onnxq.tuning.candidates import Candidate, FormatSensitivity, Workshop
 from onnxq.tuning.meter import float_session
 from onnxq.tuning.mixing import Mixer
-from onnxq.tuning.result import FormatSensitivity, Tuning
+from onnxq.tuning.result import Tuning
 from onnxq.tuning.variants import assign_of
 
 PRESETS = ("int8-accurate", "int8-static", "int8-dynamic", "int8-weights")
