@@ -397,7 +397,7 @@ def test_a_report_that_ends_in_html_is_a_page_and_json_makes_the_same_later(tmp_
         assert text.startswith("<!doctype html>")
         assert "It holds" in text
         assert "Where it hurts" in text
-    assert any(record["weight"] for record in json.loads(saved.read_text())["layers"])
+    assert any(record["weights"] for record in json.loads(saved.read_text())["layers"])
     assert "would replace" in complaint("report", direct)
     assert "no report" in complaint("report", direct, "-o", tmp_path / "new.html")
     assert "ends in .html" in complaint("report", saved, "-o", tmp_path / "page.txt")

@@ -169,7 +169,8 @@ function line(layer) {
     const cell = make(key === "name" ? "th" : "td", { className: name }, row);
     if (key === "name") {
       cell.scope = "row";
-      const button = make("button", { type: "button", textContent: layer.name }, cell);
+      const button = make("button", { type: "button" }, cell);
+      for (const part of layer.name.split(/(?<=[./_])/)) button.append(part, document.createElement("wbr"));
       button.setAttribute("aria-haspopup", "dialog");
       button.onclick = () => openLayer(layer.place - 1);
     } else {
