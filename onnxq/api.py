@@ -50,6 +50,7 @@ from onnxq.report import LayerRecord, Report
 from onnxq.reported_metrics import records, shown
 from onnxq.runtime import Session
 from onnxq.runtime import custom_ops as registered
+from onnxq.sample_checks import ranges_of_codes
 from onnxq.samples import Feed, Preprocessing, Samples, input_specs
 from onnxq.sampling import MADE_UP, Sampling
 from onnxq.scratch import scratch
@@ -405,6 +406,7 @@ def validate(
     max_tokens: int = MAX_TOKENS,
     custom_ops: Sequence[str | Path] = (),
     ep: Sequence[str] = (),
+    details: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
     """Compare a model with the float model it was made from: outputs, layers, sizes, latency.
@@ -412,6 +414,7 @@ def validate(
     `samples`, `preprocess`, `states` and `group_by` are as for `quantize`. `metric`, a name of
     `onnxq.metrics` or `module:function`, is measured beside what fits the outputs: `auto`.
     `ep` are places to run the quantized model at too (`Place.parse`), each in a process apart.
+    `details` puts histograms of activations into the report.
     """
     device = load_target(target)
     places = {text: _place(text, device) for text in ep}
@@ -468,13 +471,17 @@ def validate(
         for node in graphs[0].nodes
         if node.op in HEAVY or node.op == "BatchNormalization"
     }
-    few = verify.take(drawn, LAYER_SAMPLES)
+    few = verify.take(drawn, VERIFICATION_SAMPLES)
+    report.ranges = ranges_of_codes(*graphs, few, given.synthesised, details, threads)
+    coded = {record.tensor for record in report.ranges}
+    few = few[:LAYER_SAMPLES]
     for name, error in verify.layer_errors(*graphs, list(outputs), few).items():
         node = outputs[name]
         report.layers.append(
             LayerRecord(
                 node.name or name, node.op, "quantized", output=name,
                 sqnr_db=error.sqnr_db, contribution=error.contribution,
+                inputs=[t.name for t in _read(node) if t.name in coded] if details else [],
             )
         )  # fmt: skip
     progress("time both models", 2, 3)
@@ -487,6 +494,12 @@ def validate(
     report.verified = True
     warn_of_results(report)
     return report
+
+
+def _read(node: g.Node) -> list[Any]:
+    """The tensors that a layer reads; of a BatchNormalization, the layer that it belongs to."""
+    makers = node.inputs[0].inputs if node.op == "BatchNormalization" else []
+    return list(makers[0].inputs if makers else node.inputs)
 
 
 def _place(text: str, device: Target) -> Place:

@@ -322,6 +322,7 @@ def validate(
             threads=threads,
             custom_ops=custom_ops or (),
             ep=ep or (),
+            details=report is not None,
             progress=progress,
         )
     deliver(found, report, json, quiet)

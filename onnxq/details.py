@@ -30,25 +30,25 @@ def record_details(result: Result, report: Report) -> None:
             for slot in plan[node.name].inputs
             if slot < len(node.inputs) and not g.is_constant(node.inputs[slot])
         ]
-        if record.form != "float" and (view := g.weight_view(node)) is not None:
-            record.weight = _weight(view, result)
+        views = g.weight_views(node) if record.form != "float" else []
+        record.weights = [found for view in views if (found := _weight(view, result))]
     _record_neighbours(result.prepared, records)
 
 
 def _weight(view: g.WeightView, result: Result) -> WeightRecord | None:
     name, context = view.tensor.name, result.context
     if name in context.weights:
-        return weight_record(view.matrix(), context.weights[name])
+        return weight_record(name, view.matrix(), context.weights[name])
     if name in context.codebooks:
-        return weight_record(view.matrix(), None)
+        return weight_record(name, view.matrix(), None)
     return None
 
 
-def weight_record(weight: NDArray[np.float32], codes: QTensor | None) -> WeightRecord:
+def weight_record(name: str, weight: NDArray[np.float32], codes: QTensor | None) -> WeightRecord:
     """A float weight (out, in) and its codes, None where those are places in a table."""
     step = max(1, -(-weight.size // MOST_VALUES))
     seen = weight[::step]
-    found = WeightRecord(distribution(seen), len(weight))
+    found = WeightRecord(name, distribution(seen), len(weight))
     if codes is None:
         return found
     qtype, zero = codes.qtype, codes.zero.astype(np.float32)

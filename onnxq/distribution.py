@@ -50,7 +50,7 @@ def coarser(counts: NDArray[np.integer[Any]], low: float, high: float) -> Distri
 
 @dataclass
 class WeightRecord:
-    """A layer's float weight and the codes it got; of a large one, every n-th output channel.
+    """One float weight of a layer and the codes it got; of a large one, every n-th output channel.
 
     `low` to `high` are the lowest and the highest value that codes hold in any channel, `clipped`
     the share of weights more than half a step outside the codes of their own channel; None where
@@ -59,6 +59,7 @@ class WeightRecord:
     neighbours as give so many.
     """
 
+    name: str
     values: Distribution
     channels: int
     scales: list[float] = field(default_factory=list)

@@ -41,8 +41,8 @@ class LayerRecord:
 
     `sqnr_db` is the error of this layer's own output on float inputs; `contribution` the share of
     output energy that this layer's error alone makes at the model's outputs. Both measured.
-    `inputs` are the tensors it reads as codes, `before` and `after` the layers next to it; these
-    and `weight` are only there where they were asked for.
+    `inputs` are the tensors it reads as codes, `weights` those that have codes, of recurrent layers
+    two, `before` and `after` the layers next to it; these are only there where they are asked for.
     """
 
     name: str
@@ -57,7 +57,7 @@ class LayerRecord:
     inputs: list[str] = field(default_factory=list)
     before: list[str] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
-    weight: WeightRecord | None = None
+    weights: list[WeightRecord] = field(default_factory=list)
 
 
 @dataclass
@@ -95,8 +95,8 @@ class RangeRecord:
     `low` to `high` are the lowest and the highest code; `calibration_…` and `validation_…` are the
     extremes that those samples showed, `…_clipped` the share of their values that lie more than a
     step outside the codes, `clipped_runs` the runs in validation with any such value. `set_by` is
-    the calibration sample that alone sets the range. `values` are those in validation, where
-    that was asked for. `finding` is "" or
+    the calibration sample that alone sets the range. Of calibration that was not seen they are
+    None. `values` are those in validation, where that was asked for. `finding` is "" or
 
     - clipped: more than CLIPPED of the values in validation are;
     - wider: validation makes the range more than WIDER times as wide;
@@ -107,9 +107,9 @@ class RangeRecord:
     tensor: str
     low: float
     high: float
-    calibration_low: float
-    calibration_high: float
-    calibration_clipped: float
+    calibration_low: float | None
+    calibration_high: float | None
+    calibration_clipped: float | None
     validation_low: float
     validation_high: float
     validation_clipped: float

@@ -10,6 +10,7 @@ Made-up samples say nothing of how calibration meets real ones: nothing is named
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from onnxq.passes.solve.calibrate import OUTLIER, activation_types
 from onnxq.passes.solve.integer_planner import WIDE
 from onnxq.passes.solve.masks import masked
 from onnxq.pipeline import Result
-from onnxq.qtype import QParams
+from onnxq.qtype import QParams, QType
 from onnxq.report import CLIPPED, NARROWER, WIDER, RangeRecord, Report
 from onnxq.tap import Tap
 
@@ -94,22 +95,73 @@ def compare_ranges(
     ]  # fmt: skip
     if not planned:
         return []
+    params = {name: ctx.activations[name] for name in planned}
+    return _records(graph, params, ctx.stats, feeds, synthesised, details, ctx.threads)
+
+
+def ranges_of_codes(
+    reference: g.Graph,
+    quantized: g.Graph,
+    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    synthesised: bool,
+    details: bool = False,
+    threads: int | None = None,
+) -> list[RangeRecord]:
+    """The same of a model whose calibration is not known, by the codes that it makes itself."""
+    params = _coded(quantized, reference)
+    return _records(reference, params, {}, feeds, synthesised, details, threads) if params else []
+
+
+def _coded(quantized: g.Graph, reference: g.Graph) -> dict[str, QParams]:
+    """Tensors of the float model that a QuantizeLinear turns to integers by one constant scale.
+
+    Where the codes' ends do what a ReLU or Clip did, codes are those of what that gave.
+    """
+    known, found = g.tensors(reference), dict[str, QParams]()
+    made = {name: tensor.inputs for name, tensor in g.tensors(quantized).items()}
+    for node in g.walk(quantized):
+        name = node.inputs[0].name if node.inputs else ""
+        if node.op != "QuantizeLinear" or name not in known or g.is_constant(known[name]):
+            continue
+        if len(node.inputs) < 3 or not all(map(g.is_constant, node.inputs[1:3])):
+            continue
+        scale, zero = map(g.values, node.inputs[1:3])
+        kind = re.fullmatch(r"(u?)int(\d+)", zero.dtype.name)
+        if scale.size == 1 and kind:
+            qtype = QType.parse(f"{'u' if kind[1] else 's'}{kind[2]}a")
+            after = known[name].outputs
+            while len(after) == 1 and after[0].op in ("Relu", "Clip"):
+                bounded = after[0].outputs[0]
+                if any(maker.op == after[0].op for maker in made.get(bounded.name, ())):
+                    break
+                name, after = bounded.name, bounded.outputs
+            found[name] = QParams(scale.reshape(()), zero.reshape(()), qtype)
+    return found
+
+
+def _records(
+    graph: g.Graph,
+    params: Mapping[str, QParams],
+    calibrated: Mapping[str, Any],
+    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    synthesised: bool,
+    details: bool,
+    threads: int | None,
+) -> list[RangeRecord]:
+    """Of the tensors that `params` are of, as the float `graph` makes them of the feeds."""
     seen = {
-        name: Clipping(*ctx.activations[name].range, float(ctx.activations[name].scale))
-        for name in planned
+        name: Clipping(*p.range, float(p.scale), histogram=Histogram() if details else None)
+        for name, p in params.items()
     }
-    if details:
-        for clipping in seen.values():
-            clipping.histogram = Histogram()
-    probe = Tap(graph, sorted(planned), threads=ctx.threads)
+    probe = Tap(graph, sorted(params), threads=threads)
     for feed in feeds:
         for name, values in probe.run(feed).items():
             for value in values:
                 seen[name].update(value)
     records = [
-        record_of(name, ctx.activations[name], ctx.stats.get(name), seen[name], synthesised)
-        for name in planned
-        if seen[name].values
+        record_of(name, params[name], calibrated.get(name), clipping, synthesised)
+        for name, clipping in seen.items()
+        if clipping.values
     ]
     return sorted(records, key=_severity)
 
@@ -123,9 +175,9 @@ def record_of(
         name,
         low,
         high,
-        calibration_low=low,
-        calibration_high=high,
-        calibration_clipped=0.0,
+        calibration_low=None,
+        calibration_high=None,
+        calibration_clipped=None,
         validation_low=seen.seen_low,
         validation_high=seen.seen_high,
         validation_clipped=seen.share,
@@ -139,7 +191,7 @@ def record_of(
             calibrated.counts[outside].sum() / max(1, calibrated.counts.sum())
         )
     elif isinstance(calibrated, Extremes):
-        extremes = calibrated
+        extremes, record.calibration_clipped = calibrated, 0.0
     if extremes is not None:
         record.calibration_low = min(0.0, extremes.low)
         record.calibration_high = max(0.0, extremes.high)
@@ -157,9 +209,11 @@ def record_of(
 
 def finding(record: RangeRecord, seen: Clipping) -> str:
     """The first of FINDINGS that holds, or ""."""
-    calibrated = record.calibration_high - record.calibration_low
-    validated = record.validation_high - record.validation_low
-    low, high = min(record.low, record.calibration_low), max(record.high, record.calibration_high)
+    least, most = record.calibration_low, record.calibration_high
+    if least is None or most is None:
+        least, most = record.low, record.high
+    calibrated, validated = most - least, record.validation_high - record.validation_low
+    low, high = min(record.low, least), max(record.high, most)
     joined = max(high, record.validation_high) - min(low, record.validation_low)
     if seen.share > CLIPPED and seen.clipped_runs >= min(SIGHTINGS, seen.runs):
         return "clipped"
@@ -184,13 +238,17 @@ def warn_of_ranges(report: Report) -> None:
     """One line for what validation shows that calibration did not, or did without need.
 
     What calibration itself clips, to a few times as much, is its method's choice: that is in the
-    table alone.
+    table alone, and so is all of a calibration that is not known.
     """
+    known = [r for r in report.ranges if r.calibration_clipped is not None]
     unlike = [
         r
-        for r in report.ranges
+        for r in known
         if (r.finding == "wider" and r.clipped_runs >= SIGHTINGS)
-        or (r.finding == "clipped" and r.validation_clipped > BY_CHOICE * r.calibration_clipped)
+        or (
+            r.finding == "clipped"
+            and r.validation_clipped > BY_CHOICE * (r.calibration_clipped or 0)
+        )
     ]
     if unlike:
         worst = unlike[0]
@@ -206,7 +264,7 @@ def warn_of_ranges(report: Report) -> None:
             f"others that are like what the model will meet{cure}"
         )
         return
-    narrow = [r for r in report.ranges if r.finding == "narrower"]
+    narrow = [r for r in known if r.finding == "narrower"]
     if narrow:
         worst = narrow[0]
         report.warn(

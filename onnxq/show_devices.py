@@ -9,7 +9,15 @@ from rich.text import Text
 
 from onnxq.deploy import Deployment
 from onnxq.devices.verdicts import CheckReport, Verdict
-from onnxq.tables import Column, percent, print_table, print_text, quantity
+from onnxq.tables import (
+    Column,
+    percent,
+    print_folded,
+    print_table,
+    print_text,
+    print_warnings,
+    quantity,
+)
 
 _MEANS = {
     "integer": "in integers",
@@ -29,15 +37,14 @@ def show_check(found: CheckReport, console: Console) -> None:
     rows = [[kind, str(count), _MEANS[kind]] for kind, count in found.counts.items()]
     columns = [Column("verdict"), Column("nodes", "right"), Column("they run", fit="wrap")]
     print_table(console, columns, rows)
-    for warning in found.warnings:
-        print_text(console, f"warning: {warning}", 0, "yellow")
+    print_warnings(console, found.warnings)
     worth = [v for v in found.verdicts if v.kind in _WORTH_SAYING]
     for (kind, reason, fix), nodes in _alike(worth):
         console.print()
-        console.print(f"{kind}: {reason}", soft_wrap=True, markup=False)
-        console.print(f"  nodes: {_named(nodes)}", soft_wrap=True, markup=False)
+        print_folded(console, reason, f"{kind}: ", "bold")
+        print_folded(console, _named(nodes), "  nodes: ")
         if fix:
-            console.print(f"  fix: {fix}", soft_wrap=True, markup=False)
+            print_folded(console, fix, "  fix: ")
     if found.ran_on:
         _show_run(found, console)
 

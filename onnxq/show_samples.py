@@ -65,13 +65,16 @@ def show_ranges(report: Report, console: Console) -> None:
     if not named:
         return
     heading(console, "Ranges to look at", f"{len(named)} of {len(report.ranges)} tensors")
-    titles = ("calibration", "validation", "clipped")
+    calibrated = any(record.calibration_low is not None for record in named)
+    titles = ("calibration" if calibrated else "codes", "validation", "clipped")
     columns = [Column("tensor", fit="cut"), *(Column(t, "right") for t in titles), Column("")]
     rows = [
         (
             record.tensor,
-            _span(record.calibration_low, record.calibration_high),
-            _span(record.validation_low, record.validation_high),
+            span(record.calibration_low, record.calibration_high)
+            if calibrated
+            else span(record.low, record.high),
+            span(record.validation_low, record.validation_high),
             percent(record.validation_clipped),
             _finding(record),
         )
@@ -89,5 +92,9 @@ def _finding(record: RangeRecord) -> str:
     return f"sample {record.set_by}" if alone else _FINDINGS[record.finding][0]
 
 
-def _span(low: float, high: float) -> str:
-    return f"{low:.3g} … {high:.3g}"
+def span(low: float | None, high: float | None) -> str:
+    """
+    >>> span(-1, 2.3456), span(None, None)
+    ('-1 … 2.35', '–')
+    """
+    return "–" if low is None or high is None else f"{low:.3g} … {high:.3g}"

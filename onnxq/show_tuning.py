@@ -6,13 +6,22 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from onnxq.tables import Column, bar, milliseconds, percent, print_table, quantity
+from onnxq.tables import (
+    Column,
+    bar,
+    draws_bars,
+    milliseconds,
+    percent,
+    print_table,
+    print_warnings,
+    quantity,
+)
 from onnxq.tables import cosine as cosine_text
 from onnxq.tuning.candidates import Candidate
 from onnxq.tuning.result import Tuning
 from onnxq.tuning.sensitivity import LayerEffect, Sensitivity
 
-BAR = 24  # columns of the longest bar
+BAR = 12  # columns of the longest bar
 SPAN_DB = 40.0  # of a bar, where effects are in dB
 
 
@@ -20,18 +29,19 @@ def show_sensitivity(found: Sensitivity, console: Console) -> None:
     """The layers, the one that does most by itself first."""
     console.print(f"{found.title}: distance to the float model, on {found.measured_on} samples")
     console.print(f"all layers quantized ({found.preset}): {_distance(found.all_quantized, found)}")
-    for warning in found.warnings:
-        console.print(f"warning: {warning}")
+    print_warnings(console, found.warnings)
     console.print()
     ranked = found.ranked
     alone = [layer.alone or 0.0 for layer in ranked]
+    drawn_bars = bars(alone, found.unit) if draws_bars(console) else [""] * len(ranked)
     columns = [
-        Column("layer", fit="cut"), Column("operator"), Column("it alone quantized", "right"),
-        Column(""), Column("all but it", "right"),
+        Column("layer", fit="cut"), Column("operator", fit="drop"),
+        Column("it alone quantized", "right"), Column("", fit="drop"),
+        Column("all but it", "right"),
     ]  # fmt: skip
     rows = [
         [layer.name, layer.op, _distance(layer.alone, found), drawn, _distance(layer.spared, found)]
-        for layer, drawn in zip(ranked, bars(alone, found.unit), strict=True)
+        for layer, drawn in zip(ranked, drawn_bars, strict=True)
     ]
     print_table(console, columns, rows)
     _show_unmeasured([layer for layer in found.layers if layer.alone is None], console)
@@ -64,7 +74,7 @@ def bars(values: Sequence[float], unit: str) -> list[str]:
     """A bar for each value, the largest full; of decibels, `SPAN_DB` below it is nothing.
 
     >>> bars([2.0, 1.0, 0.0], "")
-    ['████████████████████████', '████████████', '']
+    ['████████████', '██████', '']
     """
     most = max(values, default=0.0)
     if unit == "dB":
@@ -90,13 +100,13 @@ def show_tuning(found: Tuning, console: Console) -> None:
     )
     for name, reason in found.refused.items():
         console.print(f"not possible: {name}: {reason}")
-    for warning in (*found.warnings, *found.report.warnings):
-        console.print(f"warning: {warning}")
+    print_warnings(console, [*found.warnings, *found.report.warnings])
     console.print()
     front = {id(candidate) for candidate in found.front}
     columns = [
         Column(""), Column("candidate", fit="cut"), Column("drop", "right"),
-        Column("agreement", "right"), Column("cosine", "right"), Column("latency", "right"),
+        Column("agreement", "right", "drop"), Column("cosine", "right"),
+        Column("latency", "right", "drop"),
         Column("÷ float", "right"), Column("size", "right"), Column("bounds"),
     ]  # fmt: skip
     order = sorted(found.candidates, key=lambda c: (c.ratio is None, c.ratio or 0.0, c.drop))
@@ -109,7 +119,7 @@ def show_tuning(found: Tuning, console: Console) -> None:
     console.print("→ taken; * no other is better in drop, latency and size")
     if chosen.layers:
         console.print(f"layers: {', '.join(f'{n}={f}' for n, f in chosen.layers.items())}")
-    console.print(f"the same again: {found.replay}")
+    console.print(f"the same again: {found.replay}", soft_wrap=True)
 
 
 def _row(candidate: Candidate, found: Tuning, on_front: bool) -> list[str]:

@@ -106,11 +106,13 @@ def shorten(text: str, width: int) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """`cut` columns shorten their cells to fit, `wrap` columns break them over lines."""
+    """`cut` columns shorten their cells to fit, `wrap` columns break them over lines; where that is
+    not enough, `drop` columns are left out, the last first.
+    """
 
     title: str
     justify: Literal["left", "right"] = "left"
-    fit: Literal["keep", "cut", "wrap"] = "keep"
+    fit: Literal["keep", "cut", "wrap", "drop"] = "keep"
 
 
 def print_table(
@@ -119,6 +121,12 @@ def print_table(
     """Rows without lines around them, as wide as they need to be and no wider than the console."""
     room = console.width - indent
     widths = _widths(columns, rows, room)
+    dropped = [i for i, column in enumerate(columns) if column.fit == "drop"]
+    while dropped and sum(widths) + 2 * len(columns) - 2 > room:
+        last = dropped.pop()
+        columns = [*columns[:last], *columns[last + 1 :]]
+        rows = [[*row[:last], *row[last + 1 :]] for row in rows]
+        widths = _widths(columns, rows, room)
     titles = [column.title for column in columns]
     lines = [_line(columns, widths, titles)] if any(titles) else []
     for row in rows:
@@ -133,7 +141,7 @@ def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int)
     widths = [
         max([len(column.title), *(len(row[i]) for row in rows)]) for i, column in enumerate(columns)
     ]
-    flexible = [i for i, column in enumerate(columns) if column.fit != "keep"]
+    flexible = [i for i, column in enumerate(columns) if column.fit in ("cut", "wrap")]
     left = room - sum(w for i, w in enumerate(widths) if i not in flexible) - 2 * len(columns) + 2
     for i in flexible:
         widths[i] = min(widths[i], max(12, left // len(flexible)))
@@ -165,19 +173,25 @@ def print_text(console: Console, text: str, indent: int = 0, style: str = "") ->
 
 def heading(console: Console, title: str, note: str = "") -> None:
     console.print()
-    line = Text.assemble((title, "bold"), (f"  {note}" if note else "", "dim"))
+    beside = note and len(title) + 2 + len(note) <= console.width
+    line = Text.assemble((title, "bold"), (f"  {note}" if beside else "", "dim"))
     console.print(line, soft_wrap=True)
+    if note and not beside:
+        print_text(console, note, INDENT, "dim")
 
 
 def print_warnings(console: Console, warnings: Iterable[str]) -> None:
-    """One line each where it is piped, so that it can be searched for; folded on a terminal."""
-    label = "warning: "
     for warning in warnings:
-        fits = console.width - len(label) if console.is_terminal else len(warning)
-        first, *rest = textwrap.wrap(warning, max(20, fits)) or [""]
-        console.print(Text.assemble((label, "bold yellow"), first), soft_wrap=True)
-        for line in rest:
-            console.print(Text(" " * len(label) + line), soft_wrap=True)
+        print_folded(console, warning, "warning: ", "bold yellow")
+
+
+def print_folded(console: Console, text: str, label: str, style: str = "") -> None:
+    """One line where it is piped, so that it can be searched for; folded on a terminal."""
+    fits = console.width - len(label) if console.is_terminal else len(text)
+    first, *rest = textwrap.wrap(text, max(20, fits)) or [""]
+    console.print(Text.assemble((label, style), first), soft_wrap=True)
+    for line in rest:
+        console.print(Text(" " * len(label) + line), soft_wrap=True)
 
 
 def print_more(console: Console, count: int, what: str, note: str) -> None:

@@ -1,11 +1,13 @@
 """Options and settings of the whole suite."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from chrome import Page, chrome
 from hypothesis import settings
 from onnxq.passes.solve import spare_slow
 
@@ -57,3 +59,21 @@ def stopped_clock() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spare_slow, "latency", latency)
         yield
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with chrome(tmp_path_factory.mktemp("profile")) as tab:
+        yield tab
+
+
+@pytest.fixture
+def tab(browser: Page) -> Iterator[Page]:
+    """A tab that must neither complain nor ask for anything but the page itself."""
+    browser.problems.clear()
+    browser.requests.clear()
+    browser.media()
+    browser.size(1200)
+    yield browser
+    assert browser.problems == []
+    assert all(re.match(r"(file|data|blob):", url) for url in browser.requests), browser.requests

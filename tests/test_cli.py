@@ -23,7 +23,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from onnxq import show
+from onnxq import show, tables
 from onnxq.cli import app
 from onnxq.report import (
     FloatOperatorRecord,
@@ -32,6 +32,7 @@ from onnxq.report import (
     LayerRecord,
     OutputRecord,
     PassRecord,
+    ProviderRecord,
     RangeRecord,
     Report,
 )
@@ -396,7 +397,7 @@ def test_a_report_that_ends_in_html_is_a_page_and_json_makes_the_same_later(tmp_
         assert text.startswith("<!doctype html>")
         assert "It holds" in text
         assert "Where it hurts" in text
-    assert any(record["weight"] for record in json.loads(saved.read_text())["layers"])
+    assert any(record["weights"] for record in json.loads(saved.read_text())["layers"])
     assert "would replace" in complaint("report", direct)
     assert "no report" in complaint("report", direct, "-o", tmp_path / "new.html")
     assert "ends in .html" in complaint("report", saved, "-o", tmp_path / "page.txt")
@@ -658,6 +659,37 @@ def test_tables_fit_the_terminal() -> None:
     first = lines.index(next(line for line in lines if line.startswith("Groups"))) + 2
     assert lines[first].endswith("stands out")
     assert any("and 4 more outputs" in line for line in lines)
+
+
+def test_columns_that_can_be_spared_are_left_out_where_there_is_no_room() -> None:
+    columns = [
+        tables.Column("name", fit="cut"), tables.Column("a", "right", "drop"),
+        tables.Column("b", "right"), tables.Column("c", "right", "drop"),
+    ]  # fmt: skip
+    rows = [["x" * 30, "1" * 10, "2" * 10, "3" * 10]]
+
+    def titles(width: int) -> list[str]:
+        console = Console(width=width)
+        with console.capture() as capture:
+            tables.print_table(console, columns, rows)
+        assert max(map(len, capture.get().splitlines())) <= width
+        return capture.get().split("\n")[0].split()
+
+    assert titles(70) == ["name", "a", "b", "c"]
+    assert titles(40) == ["name", "a", "b"]
+    assert titles(30) == ["name", "b"]
+
+
+def test_a_row_for_each_provider_fits_the_terminal() -> None:
+    latency = Latency(12.345, 12.0, 13.0)
+    output = OutputRecord("y", 0.99999, 40.12, 0.999)
+    row = ProviderRecord(
+        "openvino@/a/long/way/to/python", "OpenVINOExecutionProvider", "1.24", 1234, 1234,
+        outputs=[output], same_bits=True, latency=latency, ratio=0.81,
+    )  # fmt: skip
+    text = rendered(replace(long_report(), providers=[row, row]), 80)
+    assert max(map(len, text.splitlines()[3:])) <= 80
+    assert "same bits" in text
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

@@ -22,7 +22,7 @@ def full() -> Report:
         layers=[
             LayerRecord("a", "Conv", "w s8", output="a", parameters=30, macs=5, sqnr_db=30.0,
                         contribution=0.1, inputs=["x"], after=["b"],
-                        weight=WeightRecord(Distribution(-1, 1, [1, 2]), 2, [0.1], -1, 1, 0.0)),
+                        weights=[WeightRecord("w", Distribution(-1, 1, [1, 2]), 2, [0.1], -1, 1)]),
             LayerRecord("b", "Conv", "w s8", output="b", parameters=60, macs=5, sqnr_db=10.0,
                         contribution=0.3),
             LayerRecord("c", "Softmax", "float", "costs accuracy", parameters=10, macs=10),

@@ -144,6 +144,19 @@ def test_json_has_every_candidate(tmp_path: Path) -> None:
     assert any(row["holds"] for row in data["candidates"])
 
 
+def test_json_has_what_each_layer_loses_and_takes_in_each_format(tmp_path: Path) -> None:
+    found = tuned(tmp_path, min_cosine=0.9999, presets=["int8-static"], formats=["w4a8"])
+    whole, half = json.loads(found.to_json())["sensitivities"]
+    assert (whole["preset"], whole["format"], half["format"]) == ("int8-static", "w8a8", "w4a8")
+    assert whole["unit"] == "nat"
+    assert list(whole["losses"]) == [f"m{n}" for n in range(6)]
+    assert max(whole["losses"], key=whole["losses"].get) == "m3"  # the layer that is ruined
+    assert sum(half["losses"].values()) > sum(whole["losses"].values())
+    assert all(len(pair) == 2 and min(pair) > 0 for pair in whole["times"].values())
+    again = tuned(tmp_path, min_cosine=0.9999, presets=["int8-static"], formats=["w4a8"])
+    assert again.sensitivities == found.sensitivities  # as the cache knows them
+
+
 # ── resuming ─────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -10,6 +10,7 @@ ROW = 26  # height of one in charts with a row for each name; the page multiplie
 COLOURS = 8  # of the CSS, --c1 and on
 CONFIG: Spec = {
     "background": None,
+    "aria": False,  # a chart has one label, on its element
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
     "axis": {
@@ -56,6 +57,7 @@ def _group(title: str | None = None, **more: Any) -> Spec:
 
 _ZERO = {"datum": 0}
 _WHOLE = {"tickMinStep": 1, "format": "d", "grid": False}
+_POINTS = {"nice": False, "zero": False, "padding": 8}
 
 # A bar per layer; `group` colours it, `first` to `last` is where it stands.
 BARS = _chart(
@@ -121,27 +123,33 @@ _TENSOR = {
     "field": "tensor", "type": "nominal", "title": None, "sort": None,
     "axis": {"labelLimit": {"signal": "max(90, min(320, 0.28 * containerSize()[0]))"}},
 }  # fmt: skip
-RANGES = _chart(
-    ROW,
-    layer=[
-        {
-            "transform": [{"filter": f"datum.group === {what!r}"}],
-            "mark": {"type": "bar", "height": {"band": thickness}, "opacity": 1},
-            "encoding": {
-                "y": _TENSOR,
-                "x": _field("low", "÷ the farthest code", axis={"tickCount": 6}),
-                "x2": {"field": "high"},
-                "color": _group(
-                    scale={
-                        "domain": ["codes", "calibration", "validation"],
-                        "range": ["var(--band)", "var(--c1)", "var(--c2)"],
-                    }
-                ),
-            },
-        }
-        for what, thickness in (("codes", 0.92), ("calibration", 0.6), ("validation", 0.24))
-    ],
-)
+_SPANS = {  # thickness, colour, outline
+    "codes": (0.92, "var(--band)", "var(--edge)"),
+    "calibration": (0.6, "var(--c1)", None),
+    "validation": (0.24, "var(--c2)", None),
+}
+
+
+def _spans(*names: str) -> Spec:
+    colours = {"domain": [*names], "range": [_SPANS[name][1] for name in names]}
+    return _chart(
+        ROW,
+        layer=[
+            {
+                "transform": [{"filter": f"datum.group === {name!r}"}],
+                "mark": {"type": "bar", "height": {"band": _SPANS[name][0]}, "opacity": 1,
+                         "stroke": _SPANS[name][2]},
+                "encoding": {
+                    "y": _TENSOR,
+                    "x": _field("low", "÷ the farthest code", axis={"tickCount": 6}),
+                    "x2": {"field": "high"},
+                    "color": _group(scale=colours),
+                },
+            }
+            for name in names
+        ],
+    )  # fmt: skip
+
 
 # What tuning tried: the lower left is best.
 _KINDS = ["chosen", "on the front", "others", "float"]
@@ -151,6 +159,13 @@ _PLACE = {
     ),
     "y": _field("drop", "drop, %", scale={"padding": 14}),
 }
+_SIZES = {
+    "tickCount": 4,
+    "labelExpr": "datum.value && format(datum.value, '~s')",
+    "titleOrient": "left",
+    "symbolType": "circle",
+    "symbolFillColor": "var(--edge)",
+}
 FRONT = _chart(
     300,
     layer=[
@@ -158,7 +173,7 @@ FRONT = _chart(
             "mark": {"type": "point", "filled": True, "opacity": 0.9},
             "encoding": {
                 **_PLACE,
-                "size": _field("size", None, scale={"range": [60, 420]}, legend=None),
+                "size": _field("size", "file, bytes", scale={"range": [40, 500]}, legend=_SIZES),
                 "color": _group(
                     scale={
                         "domain": _KINDS,
@@ -172,7 +187,14 @@ FRONT = _chart(
         },
         {
             "transform": [{"filter": "datum.group === 'chosen' || datum.group === 'float'"}],
-            "mark": {"type": "text", "dy": -14, "fontSize": 12, "color": "var(--ink)"},
+            "mark": {
+                "type": "text",
+                "dy": -16,
+                "fontSize": 12,
+                "color": "var(--ink)",
+                "stroke": "var(--paper)",
+                "strokeWidth": 4,
+            },
             "encoding": {**_PLACE, "text": {"field": "name"}},
         },
     ],
@@ -189,14 +211,23 @@ NAMED = _chart(
     },
 )  # fmt: skip
 
+# A line of points over the layers for each format.
+LOSSES = _chart(
+    260,
+    mark={"type": "line", "point": {"filled": True, "size": 30}, "strokeWidth": 1},
+    encoding={
+        "x": _field("at", "layers, in order", axis=_WHOLE, scale=_POINTS),
+        "y": _field("value", scale={"type": "sqrt"}, axis={"tickCount": 5, "format": "~g"}),
+        "color": _group(sort=None),
+    },
+)
+
 # A line of points over the layers for each run.
 LINES = _chart(
     260,
     mark={"type": "line", "point": {"filled": True, "size": 30}, "strokeWidth": 1.5},
     encoding={
-        "x": _field(
-            "at", "measured layers, in order", axis=_WHOLE, scale={"nice": False, "zero": False}
-        ),
+        "x": _field("at", "measured layers, in order", axis=_WHOLE, scale=_POINTS),
         "y": _field("value", "SQNR, dB", scale={"zero": False}),
         "color": _group(sort=None),
     },
@@ -206,8 +237,10 @@ CHARTS: dict[str, Spec] = {
     "bars": BARS,
     "histogram": HISTOGRAM,
     "scales": SCALES,
-    "ranges": RANGES,
+    "ranges": _spans("codes", "calibration", "validation"),
+    "codes": _spans("codes", "validation"),
     "front": FRONT,
+    "losses": LOSSES,
     "named": NAMED,
     "lines": LINES,
 }

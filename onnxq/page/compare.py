@@ -53,7 +53,7 @@ def differences(runs: list[Run]) -> list[dict[str, Any]]:
         if sum(layer is not None for layer in layers) < 2 or not measured:
             continue
         cells = [
-            f"{form_text(layer.form, brief=True)}, {decibels(layer.sqnr_db)}" if layer else "–"
+            (decibels(layer.sqnr_db), form_text(layer.form, brief=True)) if layer else ("–", "")
             for layer in layers
         ]
         named = next(layer for layer in layers if layer)

@@ -8,15 +8,15 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from onnxq.distribution import Distribution
+from onnxq.distribution import Distribution, WeightRecord
+from onnxq.page import tuned
 from onnxq.page.compare import lines_of
 from onnxq.page.runs import Run
-from onnxq.page.words import why
+from onnxq.page.words import MOST_RANGES, why
 from onnxq.report import LayerRecord, RangeRecord, Report
 from onnxq.show import form_text
 from onnxq.show_providers import labels
 
-MOST_RANGES = 24  # in the chart; the worst first
 DIGITS = 4
 
 
@@ -56,7 +56,8 @@ def _run(run: Run, most: int) -> dict[str, Any]:
         "unit": run.effects.get("unit", ""),
         "tensors": {r.tensor: _tensor(r, r.tensor in kept) for r in report.ranges},
         "ranges": [row for r in report.ranges[:MOST_RANGES] for row in _spans(r)],
-        "front": _front(run.tuning),
+        "front": _points(tuned.front(run.tuning)),
+        "losses": _points(tuned.losses(run.tuning)),
         "providers": [
             {"name": name, "value": short(record.latency.median_ms)}
             for name, record in zip(labels(report.providers), report.providers, strict=True)
@@ -85,10 +86,14 @@ def _layer(layer: LayerRecord, target: str, share: float | None, detailed: bool)
         "before": layer.before,
         "after": layer.after,
     }
-    if detailed and layer.weight is not None:
-        weight = asdict(layer.weight) | {"values": _values(layer.weight.values)}
-        found["weight"] = {key: short(value) for key, value in weight.items()}
+    if detailed:
+        found["weights"] = [_weight(weight) for weight in layer.weights]
     return found
+
+
+def _weight(record: WeightRecord) -> dict[str, Any]:
+    weight = asdict(record) | {"values": _values(record.values)}
+    return {key: short(value) for key, value in weight.items()}
 
 
 def _effects(effects: dict[str, Any]) -> list[dict[str, Any]]:
@@ -136,31 +141,12 @@ def _spans(record: RangeRecord) -> list[dict[str, Any]]:
     return [
         {"tensor": record.tensor, "group": what, "low": short(low / reach),
          "high": short(high / reach)}
-        for what, (low, high) in ends.items()
+        for what, (low, high) in ends.items() if low is not None and high is not None
     ]  # fmt: skip
 
 
-def _front(tuning: dict[str, Any]) -> list[dict[str, Any]]:
-    """Points of what tuning timed, and of the float model."""
-    if not tuning:
-        return []
-    rows = [
-        {
-            "name": row["name"],
-            "ratio": short(row["ratio"]),
-            "drop": short(100 * row["drop"]),
-            "size": short(row["bytes"] / 1e6),
-            "group": "chosen"
-            if row["name"] == tuning["chosen"]
-            else "on the front"
-            if row["on_front"]
-            else "others",
-        }
-        for row in tuning["candidates"]
-        if row["ratio"] is not None
-    ]
-    size = short(tuning["float_bytes"] / 1e6)
-    return [*rows, {"name": "float", "ratio": 1.0, "drop": 0.0, "size": size, "group": "float"}]
+def _points(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: short(value) for key, value in row.items()} for row in rows]
 
 
 def short(value: Any) -> Any:

@@ -8,12 +8,12 @@ from importlib.util import find_spec
 from typing import Any
 
 from onnxq.errors import OnnxqError
-from onnxq.page import words
+from onnxq.page import tuned, words
 from onnxq.page.charts import CHARTS
 from onnxq.page.compare import MOST, beside, differences
-from onnxq.page.data import MOST_RANGES, packed
+from onnxq.page.data import packed
 from onnxq.page.runs import Run
-from onnxq.tables import cosine, decibels, percent, quantity
+from onnxq.tables import cosine, decibels, percent
 
 LIMIT = 2_000_000  # bytes of a page
 SPARE = 20_000  # of them for what is written around data
@@ -48,7 +48,6 @@ def page(runs: list[Run]) -> str:
         "runs": [_view(run, number) for number, run in enumerate(runs)],
         "beside": beside(runs) if len(runs) > 1 else [],
         "differences": differences(runs)[:MOST] if len(runs) > 1 else [],
-        "most_ranges": MOST_RANGES,
         "style": _asset("page.css"),
         "script": "\n".join(map(_asset, SCRIPTS)),
         "vega": _vega(),
@@ -70,7 +69,8 @@ def _view(run: Run, number: int) -> dict[str, Any]:
         "environment": run.environment,
         "tuning": run.tuning,
         "effects": run.effects,
-        "candidates": _candidates(run.tuning),
+        "candidates": tuned.candidates(run.tuning),
+        "sensitivity": tuned.sensitivity(run),
         "report": report,
     }
     if report is None:
@@ -102,30 +102,12 @@ def _view(run: Run, number: int) -> dict[str, Any]:
             }
             for group in report.groups
         ],
-        "ranges": [record for record in report.ranges if record.finding],
+        "findings": sum(bool(record.finding) for record in report.ranges),
+        "calibrated": any(record.calibration_low is not None for record in report.ranges),
+        "ranges": words.ranges(report),
         "parameters": percent(report.share("parameters")),
         "macs": percent(report.share("macs")),
     }
-
-
-def _candidates(tuning: dict[str, Any]) -> list[dict[str, str]]:
-    """Rows of what tuning measured, the fastest first."""
-    order = sorted(
-        tuning.get("candidates", ()),
-        key=lambda c: (c["ratio"] is None, c["ratio"] or 0.0, c["drop"]),
-    )
-    return [
-        {
-            "name": c["name"],
-            "note": "chosen" if c["name"] == tuning["chosen"] else "front" * c["on_front"],
-            "drop": percent(c["drop"]),
-            "cosine": cosine(c["cosine"]),
-            "ratio": f"{c['ratio']:.2f}" if c["ratio"] else "–",
-            "size": quantity(c["bytes"], "B"),
-            "holds": "yes" if c["holds"] else "no",
-        }
-        for c in order
-    ]
 
 
 @cache

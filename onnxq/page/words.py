@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,12 @@ from onnxq.page.runs import Run
 from onnxq.report import LayerRecord, Report
 from onnxq.show import form_text
 from onnxq.show_providers import labels, lines
+from onnxq.show_samples import span
 from onnxq.tables import cosine, decibels, milliseconds, percent, quantity
 
 HOLDS = 0.9  # cosine; below it a run warns, too
 WORST = 5
+MOST_RANGES = 24  # in the chart and its table; the worst first
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,7 @@ def verdict(run: Run) -> Verdict:
     """What a reader should know if they read one line."""
     report = run.report
     if report is None:
-        count = len(run.effects["layers"])
-        text = f"What each of {count} layers does to the outputs of {run.effects['model']}."
-        return Verdict("good", "Measured", text)
+        return Verdict("good", "Measured", _measured(run.effects))
     said = _said(report)
     if not report.verified:
         text = "The model was written, but neither run nor compared with float."
@@ -44,6 +45,16 @@ def verdict(run: Run) -> Verdict:
         title = f"It holds; look at {count} warning{'s' * (count > 1)}"
         return Verdict("look", title, said)
     return Verdict("good", "It holds", said)
+
+
+def _measured(effects: dict[str, Any]) -> str:
+    """What the distances of `onnxq sensitivity` are."""
+    count, whole = effects["measured_on"], f"{effects['all_quantized']:.3g} {effects['unit']}"
+    return (
+        f"What each of {len(effects['layers'])} layers does to the outputs of {effects['model']} "
+        f"as {effects['preset']}: {effects['title']}, on {count} sample{'s' * (count != 1)}. With "
+        f"all of them quantized it is {whole.rstrip()}."
+    )
 
 
 def _said(report: Report) -> str:
@@ -60,7 +71,7 @@ def _said(report: Report) -> str:
         agreed = report.outputs[0].agreement
         top = f"; its top answer is float's for {percent(agreed)}" if agreed is not None else ""
         parts.append(f"Its outputs have {like} to float{top}.")
-    return " ".join(parts)
+    return re.sub(r"(?<=\d) (?=dB|%)", "\N{NO-BREAK SPACE}", " ".join(parts))
 
 
 def figures(report: Report) -> list[dict[str, str]]:
@@ -137,6 +148,20 @@ def left_float(report: Report) -> list[dict[str, Any]]:
     ]
     rows.sort(key=lambda r: (-int(str(r["held"])), -int(str(r["nodes"]))))
     return [r | {"share": percent(int(str(r["held"])) / total if total else None)} for r in rows]
+
+
+def ranges(report: Report) -> list[dict[str, str]]:
+    return [
+        {
+            "tensor": r.tensor,
+            "codes": span(r.low, r.high),
+            "calibration": span(r.calibration_low, r.calibration_high),
+            "validation": span(r.validation_low, r.validation_high),
+            "clipped": percent(r.validation_clipped),
+            "finding": r.finding + (f": sample {r.set_by}" if r.set_by is not None else ""),
+        }
+        for r in report.ranges[:MOST_RANGES]
+    ]
 
 
 def providers(report: Report) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from onnxq.knapsack import Choice, front
 from onnxq.metrics import metric as metric_of
 from onnxq.pipeline import Progress
 from onnxq.tuning.bounds import Bounds
-from onnxq.tuning.candidates import Candidate, Workshop, mixed
+from onnxq.tuning.candidates import Candidate, FormatSensitivity, Workshop, mixed
 from onnxq.tuning.meter import Meter
 from onnxq.tuning.timing import layer_times
 from onnxq.tuning.variants import Variants, assign_of, variants, with_format
@@ -32,7 +32,9 @@ FLOAT = "float"
 
 
 class Mixer:
-    """Mixes on a base recipe. `weighed` counts layers that were measured, not known."""
+    """Mixes on a base recipe. `weighed` counts layers that were measured, not known; what is known
+    of them is in `sensitivities`, by format.
+    """
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class Mixer:
             for name in self.names
         }
         self.tried: dict[tuple[int, ...], Candidate] = {}
+        self.sensitivities = {f: FormatSensitivity(base.name, f) for f in self.solved}
 
     def _variants(self, format: str, own: str) -> Variants:
         shop, recipe = self.shop, self.base.recipe
@@ -133,6 +136,8 @@ class Mixer:
         )
         found = meter.distances("alone", [node.name for node in self.solved[format].layers])
         self.weighed += meter.evaluations
+        seen = self.sensitivities[format]
+        seen.title, seen.unit, seen.losses = weighing.title, weighing.unit, found
         return found
 
     def _times(self, format: str) -> dict[str, float]:
@@ -148,6 +153,7 @@ class Mixer:
             times = layer_times(solved, next(iter(shop.held_out)), shop.threads)
             self.weighed += len(times)
             cache.put(key, times)
+        self.sensitivities[format].times = times
         little = min((min(pair) for pair in times.values()), default=1.0) * NOISE
         found: dict[str, float] = {}
         for node in solved.layers:

@@ -8,13 +8,14 @@ from typing import Any
 
 from onnxq.report import Latency, Report
 from onnxq.tuning.bounds import Bounds
-from onnxq.tuning.candidates import Candidate
+from onnxq.tuning.candidates import Candidate, FormatSensitivity
 
 
 @dataclass
 class Tuning:
     """`drop_title` says what a drop is one of. Candidates were all measured on `held_out` samples
     that calibration did not see; those without a latency were not worth timing.
+    `sensitivities` are what mixes were made by.
     """
 
     model: str
@@ -32,6 +33,7 @@ class Tuning:
     float_latency: Latency
     replay: str
     report: Report
+    sensitivities: list[FormatSensitivity] = field(default_factory=list)
     measured: int = 0
     seconds: float = 0.0
     refused: dict[str, str] = field(default_factory=dict)
@@ -83,7 +85,8 @@ class Tuning:
         plain = {
             key: value
             for key, value in vars(self).items()
-            if key not in ("bounds", "chosen", "candidates", "report", "float_latency")
+            if key
+            not in ("bounds", "chosen", "candidates", "report", "float_latency", "sensitivities")
         }
         return json.dumps(
             plain
@@ -92,6 +95,7 @@ class Tuning:
                 "float_latency": asdict(self.float_latency),
                 "chosen": self.chosen.name,
                 "candidates": [row(c) for c in self.candidates],
+                "sensitivities": [asdict(s) for s in self.sensitivities],
                 "report": json.loads(self.report.to_json()),
             },
             indent=2,

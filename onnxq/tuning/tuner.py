@@ -44,7 +44,7 @@ from onnxq.storage import load_proto, model_size
 from onnxq.target import Target, load_target
 from onnxq.text import MAX_TOKENS
 from onnxq.tuning.bounds import Bounds, parse_bounds
-from onnxq.tuning.candidates import Candidate, Workshop
+from onnxq.tuning.candidates import Candidate, FormatSensitivity, Workshop
 from onnxq.tuning.meter import float_session
 from onnxq.tuning.mixing import Mixer
 from onnxq.tuning.result import Tuning
@@ -139,10 +139,12 @@ def tune(
         search = _Search(shop, bounds, report, progress)
         candidates, refused = search.uniform(recipes)
         weighed = 0
+        sensitivities: list[FormatSensitivity] = []
         for base in search.bases(candidates):
             mixer = Mixer(shop, base, bounds, formats, progress)
             candidates += mixer.mixes()
             weighed += mixer.weighed
+            sensitivities += mixer.sensitivities.values()
         chosen, float_latency = search.choose(candidates)
         progress("write", 0, 1)
         final = place.with_suffix(".toml")
@@ -174,6 +176,7 @@ def tune(
         float_latency=float_latency,
         replay=f"onnxq quantize {path} --recipe {final} --data … --samples {half}",
         report=result.report,
+        sensitivities=sensitivities,
         measured=shop.measured + weighed,
         seconds=time.perf_counter() - began,
         refused=refused,

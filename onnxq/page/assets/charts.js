@@ -12,7 +12,7 @@ function draw(element, kind, data, change = () => {}) {
   const before = drawn.get(element) ?? Promise.resolve();
   const made = before.then(async (old) => {
     old?.finalize();
-    const inside = document.createElement("div"); // Vega would take the label off `element`
+    const inside = make("div", { ariaHidden: "true" }); // `element` has the words for it
     element.replaceChildren(inside);
     return vegaEmbed(inside, spec, options);
   });
@@ -51,11 +51,11 @@ function histogram(parent, heading, values, range, text, axis) {
   return draw(figure, "histogram", named, titled);
 }
 
-function scales(parent, scales, channels) {
+function scales(parent, heading, scales, channels) {
   const each = channels / scales.length;
   const text = `Scales of ${channels} output channels${each > 1 ? `, the largest of ${Math.ceil(each)} neighbours each` : ""}.`;
   const rows = scales.map((scale, n) => ({ first: n * each, last: (n + 0.9) * each, scale }));
-  return draw(chartIn(parent, "Scale per channel", text), "scales", { rows });
+  return draw(chartIn(parent, heading, text), "scales", { rows });
 }
 
 function chartIn(parent, heading, text) {

@@ -18,10 +18,11 @@ function openLayer(index) {
   }
   facts(layer);
   const charts = make("div", { className: "pair" }, body);
-  if (layer.weight) weights(layer.weight, charts);
+  const weights = layer.weights ?? [];
+  for (const one of weights) weight(one, weights.length > 1 ? ` ${one.name}` : "", charts);
   const tensors = [...(layer.inputs ?? []).map((name) => ["Input", name]), ["Output", layer.output]];
   const shown = tensors.filter(([what, name]) => tensor(what, name, charts));
-  if (!layer.weight && !shown.length && kind() === REPORTED) {
+  if (!weights.length && !shown.length && kind() === REPORTED) {
     make("p", { className: "quiet", textContent: missing(layer) }, body);
   }
   neighbours("Before it", layer.before);
@@ -34,7 +35,7 @@ function missing(layer) {
 }
 
 function facts(layer) {
-  if (layer.why) make("p", { textContent: sentence(layer.why) }, body);
+  if (layer.why && layer.why !== layer.form) make("p", { textContent: sentence(layer.why) }, body);
   const list = make("dl", { className: "facts" }, body);
   const rows = [["Operator", layer.op], ["Format", layer.full ?? layer.form]];
   if (kind() === EFFECTS) rows.push(["It alone quantized", distance(layer.alone)], ["All but it", distance(layer.spared)]);
@@ -45,7 +46,7 @@ function facts(layer) {
     rows.push(["SQNR of its own output", decibels(layer.sqnr)]);
     rows.push(["Share of the output error", rank ? `${percent(layer.share)}, rank ${rank} of ${ranked.length}` : "–"]);
   }
-  for (const [name, text] of rows) {
+  for (const [name, text] of rows.filter((row) => row[1] !== "–")) {
     const pair = make("div", {}, list);
     make("dt", { textContent: name }, pair);
     make("dd", { textContent: text }, pair);
@@ -54,23 +55,25 @@ function facts(layer) {
 
 const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
 
-function weights(weight, parent) {
+function weight(weight, name, parent) {
   const range = weight.low === null ? null : [weight.low, weight.high];
   const clips = range ? ` Codes hold ${number(range[0])} to ${number(range[1])} at most; ${percent(weight.clipped)} of the weights lie outside those of their channel.` : "";
   const text = `Float weights from ${number(weight.values.low)} to ${number(weight.values.high)}.${clips}`;
-  histogram(parent, "Weights", weight.values, range, text, "weight");
-  if (weight.scales.length > 1) scales(parent, weight.scales, weight.channels);
+  histogram(parent, `Weights${name}`, weight.values, range, text, "weight");
+  if (weight.scales.length > 1) scales(parent, `Scale per channel${name}`, weight.scales, weight.channels);
 }
+
+const between = ([low, high]) => `${number(low)} to ${number(high)}`;
 
 // Whether anything is known of the tensor.
 function tensor(what, name, parent) {
   const found = run().tensors[name];
   if (!found) return false;
   const range = [found.low, found.high];
+  const calibrated = found.calibration[0] !== null;
   const text =
-    `${name}: codes hold ${number(found.low)} to ${number(found.high)}; calibration showed ${number(found.calibration[0])} to ` +
-    `${number(found.calibration[1])}, validation ${number(found.validation[0])} to ${number(found.validation[1])}; ` +
-    `${percent(found.clipped)} of the values clip.`;
+    `${name}: codes hold ${between(range)};${calibrated ? ` calibration showed ${between(found.calibration)},` : ""} ` +
+    `validation${calibrated ? "" : " showed"} ${between(found.validation)}; ${percent(found.clipped)} of the values clip.`;
   if (found.values) histogram(parent, `${what} in validation`, found.values, range, text, "activation");
   else make("p", { textContent: `${what} ${text}` }, parent);
   return true;

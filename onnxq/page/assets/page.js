@@ -14,13 +14,14 @@ function standing(within) {
     const closed = element.closest("details:not([open])");
     if (closed || drawn.has(element)) continue;
     const number = Number(element.dataset.run);
-    const rows = { front: "front", named: "providers", ranges: "ranges" };
+    const rows = { front: "front", losses: "losses", named: "providers", ranges: "ranges", codes: "ranges" };
     const data = number < 0 ? page.lines : page.runs[number][rows[element.dataset.chart]];
-    const tall = (spec) => {
+    const fitted = (spec) => {
+      if (element.dataset.of) spec.encoding.y.title = element.dataset.of;
       const named = new Set(data.map((row) => row[spec.layer ? "tensor" : "name"]));
-      if (element.dataset.chart in { ranges: 1, named: 1 }) spec.height *= named.size;
+      if (element.dataset.chart in { ranges: 1, codes: 1, named: 1 }) spec.height *= named.size;
     };
-    if (data.length) charts.push(draw(element, element.dataset.chart, { rows: data }, tall));
+    if (data.length) charts.push(draw(element, element.dataset.chart, { rows: data }, fitted));
     else element.parentElement.hidden = true;
   }
   return Promise.all(charts);
@@ -59,14 +60,27 @@ for (const details of document.querySelectorAll("details")) details.ontoggle = (
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.onclick = async () => {
     const source = document.getElementById(button.dataset.copy);
+    const status = button.parentElement.querySelector("[role=status]");
     try {
       await navigator.clipboard.writeText(source.textContent);
-      button.textContent = "Copied";
+      status.textContent = "Copied";
     } catch {
-      getSelection().selectAllChildren(source); // a page from a file may not write to the clipboard
-      button.textContent = document.execCommand("copy") ? "Copied" : "Selected";
+      getSelection().selectAllChildren(source); // not every browser lets a page write to the clipboard
+      status.textContent = document.execCommand("copy") ? "Copied" : "Selected";
     }
   };
 }
+// What is wider than its place scrolls by keyboard too; what is not is no stop on the way.
+const watched = new ResizeObserver((seen) => {
+  for (const { target } of seen) {
+    const scrolls = target.scrollWidth > target.clientWidth;
+    const named = { tabindex: 0, role: "group", "aria-label": target.querySelector("caption").textContent };
+    for (const [name, value] of Object.entries(named)) {
+      if (scrolls) target.setAttribute(name, value);
+      else target.removeAttribute(name);
+    }
+  }
+});
+document.querySelectorAll(".wide").forEach((one) => watched.observe(one));
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => (one.open = true)));
 setTimeout(start); // after the first paint

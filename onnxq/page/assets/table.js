@@ -33,6 +33,9 @@ const table = document.getElementById("table");
 const run = () => page.runs[state.run];
 const kind = () => ("alone" in (run().layers[0] ?? {}) ? EFFECTS : REPORTED);
 
+// Those that any layer has something in.
+const columns = () => kind().columns.filter(([key]) => run().layers.some((layer) => layer[key] || layer[key] === 0));
+
 const CELLS = {
   parameters: (layer) => quantity(layer.parameters),
   macs: (layer) => quantity(layer.macs),
@@ -63,7 +66,7 @@ function options(select, all, values) {
 
 function heads() {
   const row = make("tr", {});
-  for (const [key, title, name] of kind().columns) {
+  for (const [key, title, name] of columns()) {
     const cell = make("th", { scope: "col", className: name }, row);
     const button = make("button", { type: "button", textContent: title }, cell);
     button.onclick = () => {
@@ -113,6 +116,8 @@ function bars() {
   const order = controls.order.value ? "layers by #, the worst first" : "layers by #, in the order of the model";
   all.sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
   const places = measured.map((layer) => layer.place);
+  const worst = [...measured].sort(worse(key)).slice(0, 3).map((layer) => `${layer.name} ${CELLS[key](layer)}`);
+  element.ariaLabel = `Bars of ${measured.length} layers: ${text}. The worst: ${worst.join(", ")}. The table below has all, and opens them.`;
   const titled = (spec) => {
     spec.encoding.y.title = text;
     spec.encoding.x.title = order;
@@ -160,11 +165,12 @@ function rows() {
 
 function line(layer) {
   const row = document.createElement("tr");
-  for (const [key, , name] of kind().columns) {
+  for (const [key, , name] of columns()) {
     const cell = make(key === "name" ? "th" : "td", { className: name }, row);
     if (key === "name") {
       cell.scope = "row";
-      const button = make("button", { type: "button", textContent: layer.name }, cell);
+      const button = make("button", { type: "button" }, cell);
+      for (const part of layer.name.split(/(?<=[./_])/)) button.append(part, document.createElement("wbr"));
       button.setAttribute("aria-haspopup", "dialog");
       button.onclick = () => openLayer(layer.place - 1);
     } else {
