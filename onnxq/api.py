@@ -24,6 +24,7 @@ from onnxq.checkpoint import Checkpoint
 from onnxq.choose import settle
 from onnxq.details import record_details
 from onnxq.devices import Place
+from onnxq.devices.check import will_not_run
 from onnxq.devices.compare import compare_places
 from onnxq.dims import fix_dims, fix_shapes
 from onnxq.errors import OnnxqError
@@ -231,6 +232,8 @@ def quantize(
     options |= {"unseen": unseen, "checkpoint": checkpoint, "progress": progress}
     result = chosen.pipeline.run(original, calibration, device, report=report, **options)
     record_layers(result, report)
+    if not device.is_cpu and (barred := will_not_run(result.graph, device, bool(custom_ops))):
+        report.warn(f"{barred}; take another preset, or see onnxq check")
     if details:
         record_details(result, report)
     if check:

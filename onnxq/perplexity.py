@@ -75,8 +75,9 @@ def _named(name: str, *words: str) -> bool:
 
 
 def log_softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """ln p (…, classes)."""
-    shifted = scores - scores.max(-1, keepdims=True)
+    """ln p (…, classes); NaN for scores of which the largest is infinite."""
+    with np.errstate(invalid="ignore"):
+        shifted = scores - scores.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 

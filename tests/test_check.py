@@ -242,6 +242,71 @@ def test_a_branch_that_is_known_takes_the_place_of_its_if() -> None:
         assert {v.op: v.kind for v in found if v.kind != "folded"} == {"Squeeze": "runs"} | expected
 
 
+def test_a_provider_of_units_takes_control_flow_whole_or_not_at_all() -> None:
+    text = """(float[2, 3] x, bool choice) => (float[2, 3] y) {
+      y = If (choice) <
+        then_branch = g1 () => (float[2, 3] a) { h = OPERATOR (x) a = Relu (h) },
+        else_branch = g2 () => (float[2, 3] b) {
+          b = If (choice) <
+            then_branch = g3 () => (float[2, 3] c) { c = Relu (x) },
+            else_branch = g4 () => (float[2, 3] d) { d = Relu (x) }
+          >
+        }
+      >
+    }"""
+    npu = replace(NPU, supports=NPU.supports | {"If": (Support("", types=("bool",)),)})
+    for operator, kind in (("Relu", "runs"), ("Sin", "falls back")):
+        found = judge(g.load(model(text.replace("OPERATOR", operator))), npu)
+        outer = [v.kind for v in found if v.op != "Sin"]
+        assert outer == [kind] * len(outer)
+    found = judge(g.load(model(text.replace("OPERATOR", "Sin"))), replace(npu, takes_units=False))
+    assert [v.kind for v in found if v.op == "Relu"] == ["runs"] * 3
+
+
+@pytest.mark.parametrize(
+    ("branch", "kind"),
+    [
+        ("h = Relu (x) a = Abs (h)", "runs"),
+        ("a = Hardmax (x)", "falls back"),
+        ("h = Relu (x) a = Hardmax (h)", "will not run"),  # measured: it does not load
+    ],
+)
+def test_openvino_cannot_take_a_part_of_a_branch(branch: str, kind: str) -> None:
+    text = f"""(float[2, 3] x, bool choice) => (float[2, 3] y) {{
+      y = If (choice) <
+        then_branch = g1 () => (float[2, 3] a) {{ {branch} }},
+        else_branch = g2 () => (float[2, 3] b) {{ b = Neg (x) }}
+      >
+    }}"""
+    assert kinds(model(text), load_target("openvino"))["If"] == kind
+
+
+@pytest.mark.parametrize(
+    ("axis", "length", "kind"),
+    [(0, 32, "runs"), (-2, 32, "runs"), (1, 40, "will not run"), (2, 32, "will not run")],
+)
+def test_openvino_wants_whole_blocks_along_two_axes(axis: int, length: int, kind: str) -> None:
+    shape = [32, 32] if axis < 2 else [1, 2, 32]
+    shape[axis] = length
+    few = [-(-size // 16) if k == axis % len(shape) else size for k, size in enumerate(shape)]
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["": 21]> g (uint4{shape} x, float{few} s)
+        => (float{shape} y) {{ y = DequantizeLinear <axis = {axis}, block_size = 16> (x, s) }}"""
+    )
+    assert kinds(proto, load_target("openvino"))["DequantizeLinear"] == kind
+
+
+def test_a_quantizer_without_company_falls_back() -> None:
+    text = """(float[2, 3] x) => (uint8[3, 2] y) {
+      q = QuantizeLinear (x, scale, zero)
+      y = Transpose (q)
+    }"""
+    values = {"scale": np.float32(0.1), "zero": np.uint8(3)}
+    assert kinds(model(text, **values), NPU)["QuantizeLinear"] == "falls back"
+    after_relu = text.replace("q = QuantizeLinear (x", "r = Relu (x) q = QuantizeLinear (r")
+    assert kinds(model(after_relu, **values), NPU)["QuantizeLinear"] == "runs"
+
+
 def test_the_erf_of_a_gelu_is_one_with_it() -> None:
     text = """(float[2, 3] x) => (float[2, 3] y) {
       d = Div (x, root) e = Erf (d) p = Add (e, one) m = Mul (x, p) y = Mul (m, half) }"""
@@ -340,3 +405,21 @@ def test_a_target_that_loses_the_weights_of_known_branches_says_so(tmp_path: Pat
         said[condition] = [text for text in warnings if "If of this model" in text]
     assert len(said["one"]) == 1
     assert said["flag"] == []
+
+
+@pytest.mark.parametrize(("target", "warned"), [("openvino", True), ("generic-qdq", False)])
+def test_quantize_says_what_its_target_will_not_run(
+    target: str, warned: bool, tmp_path: Path
+) -> None:
+    text = """(int64[2, 3] ids) => (float[2, 3, 8] y) {
+      h = Gather (table, ids)
+      y = MatMul (h, w)
+    }"""
+    source = tmp_path / "source.onnx"
+    onnx.save(model(text, table=normal(40, 256), w=normal(256, 8)), source)
+    result = onnxq.quantize(
+        source, "int4-qdq", target=target, check=False, output=tmp_path / "m.onnx"
+    )
+    said = [text for text in result.report.warnings if "will not run" in text]
+    assert len(said) == warned
+    assert all("DequantizeLinear" in text and "third axis" in text for text in said)

@@ -636,3 +636,35 @@ def test_an_opset_that_cannot_be_raised_is_an_error_that_says_what_to_do() -> No
     graph = g.load(model(text, **parts))
     with pytest.raises(OnnxqError, match="export it again"):
         g.raise_opset(graph, 99)
+
+
+def test_shapes_are_known_past_operators_of_the_runtime() -> None:
+    """Against what the runtime then hands out."""
+    weights = {
+        "w": np.zeros((6, 1, 8), np.uint8), "s": np.ones((6, 1), np.float32),
+        "k": normal(3, 2, 3, 3), "one": np.float32(1), "zero": np.uint8(0), "gain": normal(5),
+    }  # fmt: skip
+    source = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+      g (float[2, 3, 16] x, uint8[2, 4, 8, 8] q, float[1, 2, 9, 9] i, float[3, 1, 5] h)
+      => (float n, uint8 a, uint8 p, uint8 b, uint8 c, float f, uint8 l, float u) {
+        n = com.microsoft.MatMulNBits <K = 16, N = 6, bits = 4, block_size = 16> (x, w, s)
+        a = com.microsoft.QLinearAdd (q, one, zero, q, one, zero, one, zero)
+        p = com.microsoft.QLinearAveragePool <kernel_shape = [3, 3], strides = [2, 2]>
+            (q, one, zero, one, zero)
+        b = com.microsoft.QLinearGlobalAveragePool (q, one, zero, one, zero)
+        c = com.microsoft.QLinearConcat <axis = 1> (one, zero, q, one, zero, a, one, zero)
+        f = com.microsoft.FusedConv <activation = "Relu", pads = [1, 1, 0, 0]> (i, k)
+        l = com.microsoft.QLinearSigmoid (q, one, zero, one, zero)
+        u = com.microsoft.SkipLayerNormalization (h, h, gain)
+      }""")
+    for output in source.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    for name, values in weights.items():
+        source.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values), name))
+    feed = {
+        "x": normal(2, 3, 16), "q": np.zeros((2, 4, 8, 8), np.uint8), "i": normal(1, 2, 9, 9),
+        "h": normal(3, 1, 5),
+    }  # fmt: skip
+    found = g.shapes(g.load(source))
+    for name, array in run(source, feed).items():
+        assert found[name] == array.shape

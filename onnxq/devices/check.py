@@ -80,6 +80,15 @@ def check(
     return report
 
 
+def will_not_run(graph: g.Graph, target: Target, custom_ops: bool = False) -> str:
+    """What of a model a target will not run, in a sentence; "" where it runs all, if elsewhere."""
+    barred = [v for v in judge(g.copy(graph), target, custom_ops) if v.kind == "will not run"]
+    if not barred:
+        return ""
+    first, more = barred[0], f" and {len(barred) - 1} more" * (len(barred) > 1)
+    return f"{target.name} will not run {first.node!r} ({first.op}){more}: {first.reason}"
+
+
 def _has_integer_functions(model: str | Path) -> bool:
     functions = onnx.load(model, load_external_data=False).functions
     return any(f.domain == ops.DOMAIN and f.name in ops.FUNCTIONS for f in functions)

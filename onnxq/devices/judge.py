@@ -68,12 +68,39 @@ class _Judge:
         for node in g.walk(self.graph):
             if id(node) not in found:
                 found[id(node)] = self._quantizer(node)
-        for node in g.walk(self.graph):  # control flow goes where its bodies can
-            inner = [found[id(inside)].kind for body in g.bodies(node) for inside in body.nodes]
-            if "falls back" in inner:
-                whole = found[id(node)]
-                whole.kind, whole.reason = "falls back", "some of its bodies' nodes do"
+        self._control_flow(found)
+        if self.target.takes_units:
+            self._quantizers_alone(found)
         return found
+
+    def _control_flow(self, found: dict[int, Verdict]) -> None:
+        """It goes where its bodies can, and takes them along where a provider takes units alone."""
+        nodes = [*g.walk(self.graph)]
+        for node in reversed(nodes):
+            inner = [{found[id(inside)].kind for inside in body.nodes} for body in g.bodies(node)]
+            if not any("falls back" in kinds for kinds in inner):
+                continue
+            whole, why = found[id(node)], self.target.lacks.get("parts-of-bodies")
+            if why and whole.kind in HERE and any("falls back" in k and k & {*HERE} for k in inner):
+                whole.kind, whole.reason, whole.fix = "will not run", why, _OTHER
+            else:
+                whole.kind, whole.reason = "falls back", "some of its bodies' nodes do"
+        for node in nodes if self.target.takes_units else ():
+            for inside in (inside for body in g.bodies(node) for inside in body.nodes):
+                verdict = found[id(inside)]
+                if found[id(node)].kind == "falls back" and verdict.kind in HERE:
+                    verdict.kind, verdict.reason = "falls back", f"goes where {node.name!r} goes"
+
+    def _quantizers_alone(self, found: dict[int, Verdict]) -> None:
+        """No provider of units takes a quantizer without a neighbour to go with it."""
+        for node in g.walk(self.graph):
+            verdict = found[id(node)]
+            if node.op not in ("QuantizeLinear", "DequantizeLinear") or verdict.kind not in HERE:
+                continue
+            beside = [maker for tensor in node.inputs for maker in tensor.inputs]
+            beside += [reader for tensor in node.outputs for reader in tensor.outputs]
+            if not any(id(n) in found and found[id(n)].kind in HERE for n in beside):
+                verdict.kind, verdict.reason = "falls back", "none of its neighbours runs there"
 
     def _dynamic_input(self) -> tuple[str, str] | None:
         """Why nothing runs on a provider that wants fixed shapes, and the fix."""
@@ -161,16 +188,15 @@ class _Judge:
         if units.is_folded(node, self.fixed, self.shapes):
             made.kind, made.reason = "folded", "computed when the model is loaded"
             return made
-        if node.name in self.of_unit:
+        plain = self._plain(self._rows(node), node)
+        if plain is not None and plain.fails:
+            made.kind, made.reason, made.fix = "will not run", plain.fails, _OTHER
+        elif node.name in self.of_unit:
             layer = self.of_unit[node.name]
             made.kind = "runs" if layer.kind in HERE else layer.kind
             if made.kind != "runs":
                 made.reason = f"goes where {layer.node!r} goes"
-            return made
-        plain = self._plain(self._rows(node), node)
-        if plain is not None and plain.fails:
-            made.kind, made.reason, made.fix = "will not run", plain.fails, _OTHER
-        if plain is None:
+        elif plain is None:
             made.kind, made.reason, made.fix = self._elsewhere(node, *self._why(node, None))
         return made
 

@@ -71,12 +71,13 @@ def is_plain(row: Support) -> bool:
 
 
 def _has_whole_blocks(node: Node, shape: Shape | None) -> bool:
-    """Whether the blocks that share a scale divide the axis that they lie along."""
+    """Whether the blocks that share a scale divide the axis, first or second, of their tensor."""
     block = node.attrs.get("block_size", 0)
     if not block or shape is None:
         return True
-    size = node.attrs["K"] if "K" in node.attrs else shape[node.attrs.get("axis", 1)]
-    return not isinstance(size, int) or size % block == 0
+    axis = node.attrs.get("axis", 1) % max(len(shape), 1)
+    size = node.attrs["K"] if "K" in node.attrs else shape[axis] if axis < 2 else None
+    return size is not None and (not isinstance(size, int) or size % block == 0)
 
 
 def _is_depthwise(node: Node, weight: Shape | None) -> bool:

@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 
 from onnxq import ops
 from onnxq.errors import OnnxqError, one_line
+from onnxq.graph.contrib import use_stand_ins
 from onnxq.graph.edit import constant, name_nodes, name_tensors, tidy
 from onnxq.graph.walk import (
     Array,
@@ -267,8 +268,10 @@ def _inferred(graph: Graph, data_prop: bool = False) -> list[onnx.ValueInfoProto
     for tensor in constants(light):
         if math.prod(tensor.shape) >= LARGE_NUMBERS:
             tensor._values = stub(tensor)
+    model = to_proto(light)
+    use_stand_ins(model)
     try:
-        inferred = onnx.shape_inference.infer_shapes(to_proto(light), data_prop=data_prop)
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=data_prop)
     except Exception:  # of a model that contradicts itself; what is not known stays unknown
         return []
     return [

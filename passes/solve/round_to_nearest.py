@@ -137,7 +137,9 @@ def round_to_nearest(
         return search_scale(weight, qtype, pair_limit, ChannelMoments(mean, variance))
     found = [  # channels are independent; a few at a time stay in the cache
         search_scale(weight[part], qtype, pair_limit, ChannelMoments(mean[part], variance[part]))
-        for part in np.array_split(np.arange(len(weight)), -(-weight.size // BLOCK))
+        for part in np.array_split(
+            np.arange(len(weight)), min(len(weight), -(-weight.size // BLOCK))
+        )
     ]
     codes, scale, zero = (
         np.concatenate([getattr(q, a) for q in found]) for a in ("codes", "scale", "zero")
