@@ -51,7 +51,8 @@ def fill(kind: type[Any], row: Mapping[str, Any], where: str) -> dict[str, Any]:
 
     Raises OnnxqError for unknown keys and wrong types.
     """
-    hints = _types(kind)
+    of: object = kind  # mypy takes no class for hashable
+    hints = _types(of)
     known = {f.name for f in fields(kind)}
     for key in row:
         if key not in known:
@@ -61,7 +62,7 @@ def fill(kind: type[Any], row: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 @cache
-def _types(kind: type[Any]) -> dict[str, Any]:
+def _types(kind: object) -> dict[str, Any]:
     """By field. Python compiles each annotation anew whenever it is asked."""
     return typing.get_type_hints(kind)
 
