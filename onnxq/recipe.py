@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib import metadata, resources
 from pathlib import Path
@@ -178,7 +178,8 @@ def parse_recipe(name: str, text: str, settings: Sequence[str] = ()) -> Recipe:
         for row in rows
         if toml.coerce(row.pop("optional", False), bool, f"{where}: optional")
     )
-    return Recipe(name, summary, tuple(_build(row) for row in rows), optional)
+    known = pass_types()
+    return Recipe(name, summary, tuple(_build(row, known) for row in rows), optional)
 
 
 def pass_types() -> dict[str, metadata.EntryPoint]:
@@ -188,7 +189,10 @@ def pass_types() -> dict[str, metadata.EntryPoint]:
 
 def load_pass(name: str) -> type[Pass]:
     """The class of a pass. Raises OnnxqError when there is none of that name."""
-    known = pass_types()
+    return _loaded(name, pass_types())
+
+
+def _loaded(name: str, known: Mapping[str, metadata.EntryPoint]) -> type[Pass]:
     if name not in known:
         raise OnnxqError(f"there is no pass {name!r}{suggest(name, known)}")
     try:
@@ -223,11 +227,11 @@ def _apply_setting(rows: list[dict[str, Any]], setting: str) -> None:
         row[field_name] = parsed
 
 
-def _build(row: dict[str, Any]) -> Pass:
+def _build(row: dict[str, Any], known: Mapping[str, metadata.EntryPoint]) -> Pass:
     name = row.pop("name", None)
     if not isinstance(name, str):
         raise OnnxqError("every [[pass]] of a recipe needs a name")
-    kind = load_pass(name)
+    kind = _loaded(name, known)
     try:
         return kind(**toml.fill(kind, row, f"{name}."))
     except (TypeError, ValueError) as error:  # a field without a default, or one it refuses

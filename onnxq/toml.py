@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -50,13 +51,20 @@ def fill(kind: type[Any], row: Mapping[str, Any], where: str) -> dict[str, Any]:
 
     Raises OnnxqError for unknown keys and wrong types.
     """
-    hints = typing.get_type_hints(kind)
+    of: object = kind  # mypy takes no class for hashable
+    hints = _types(of)
     known = {f.name for f in fields(kind)}
     for key in row:
         if key not in known:
             owner = where.rstrip(".: ")
             raise OnnxqError(f"{owner} has no field {key!r}{suggest(key, known)}")
     return {key: coerce(value, hints[key], where + key) for key, value in row.items()}
+
+
+@cache
+def _types(kind: object) -> dict[str, Any]:
+    """By field. Python compiles each annotation anew whenever it is asked."""
+    return typing.get_type_hints(kind)
 
 
 def coerce(value: Any, wanted: Any, where: str) -> Any:

@@ -155,6 +155,7 @@ def test_what_a_document_links_to_is_there(document: str) -> None:
 @pytest.mark.parametrize(
     "script",
     [
+        "scripts/install",
         "scripts/quickstart",
         "scripts/test",
         "scripts/lint",
