@@ -155,10 +155,10 @@ class Support:
     they read, `weights` those of their constants (none: those of `codes`; `["none"]`: it takes no
     constants); with `types` instead of `codes`, only constants are codes. `output` says what such
     a kernel hands on: codes, float, or either.
-    `among` is how many nodes a model has at least of which the provider takes any. `whole_blocks`
-    wants blocks that share a scale to lie along the first axis or the second, and to divide it;
-    `depthwise` a Conv of one channel each; `after` one of these operators before it, outside of a
-    layer between codes.
+    `among` is how many nodes a model has at least of which the provider takes any, where it begins
+    with this one. `whole_blocks` wants blocks that share a scale to lie along the first axis or the
+    second, and to divide it; `depthwise` a Conv of one channel each; `after` one of these operators
+    before it, outside of a layer between codes.
     `fails` says what becomes of a model that has such a node: the provider takes it, and then does
     not load.
     """

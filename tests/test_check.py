@@ -42,6 +42,8 @@ NPU = Target(
     },
 )  # fmt: skip
 
+OPENVINO = load_target("openvino")
+
 
 def save(proto: onnx.ModelProto | g.Graph, folder: Path) -> Path:
     path = folder / "m.onnx"
@@ -278,7 +280,7 @@ def test_openvino_cannot_take_a_part_of_a_branch(branch: str, kind: str) -> None
         else_branch = g2 () => (float[2, 3] b) {{ b = Neg (x) }}
       >
     }}"""
-    assert kinds(model(text), load_target("openvino"))["If"] == kind
+    assert kinds(model(text), OPENVINO)["If"] == kind
 
 
 @pytest.mark.parametrize(
@@ -293,7 +295,30 @@ def test_openvino_wants_whole_blocks_along_two_axes(axis: int, length: int, kind
         f"""<ir_version: 10, opset_import: ["": 21]> g (uint4{shape} x, float{few} s)
         => (float{shape} y) {{ y = DequantizeLinear <axis = {axis}, block_size = 16> (x, s) }}"""
     )
-    assert kinds(proto, load_target("openvino"))["DequantizeLinear"] == kind
+    assert kinds(proto, OPENVINO)["DequantizeLinear"] == kind
+
+
+@pytest.mark.parametrize(
+    ("nodes", "kind"),
+    [  # measured, all of them
+        ("h = Slice (x, from, to) y = Abs (h)", "falls back"),
+        ("h = Sin (x) y = Slice (h, from, to)", "runs"),
+        ("h = Slice (x, from, to) i = Abs (h) j = Neg (i) y = Sin (j)", "runs"),
+        ("h = Cast <to = 10> (x) i = Cast <to = 1> (h) y = Sin (i)", "falls back"),
+        ("y = Slice (x, from, to) v = Sin (x)", "runs"),
+        ("v = Sin (x) y = Slice (x, from, to)", "falls back"),
+        ("h = Pad (x, ends) y = Conv (h, w)", "runs"),
+        ("h = Pad (x, ends) y = Sin (h)", "falls back"),
+    ],
+)
+def test_openvino_takes_few_small_models_that_begin_oddly(nodes: str, kind: str) -> None:
+    values = {
+        "from": np.array([0]), "to": np.array([2]), "ends": np.array([0, 0, 0, 0, 0, 1]),
+        "w": normal(2, 3, 2),
+    }  # fmt: skip
+    outputs = "(float y, float v)" if "v = " in nodes else "(float y)"
+    found = kinds(model(f"(float[2, 3, 4] x) => {outputs} {{ {nodes} }}", **values), OPENVINO)
+    assert {k for op, k in found.items() if op != "Pad"} == {kind}
 
 
 def test_a_quantizer_without_company_falls_back() -> None:

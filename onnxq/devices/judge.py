@@ -117,16 +117,19 @@ class _Judge:
         return None
 
     def _too_small(self) -> tuple[str, str] | None:
-        """The same of a provider that takes some operators in larger models alone."""
+        """The same of a provider that takes some operators first in larger models alone."""
         nodes = [
             node for node in self.graph.nodes
             if not units.is_folded(node, self.fixed, self.shapes)
+            and not (node.op == "Pad" and units.is_fused_padding(self.graph, node))
             and any(t.outputs or g.is_output(self.graph, t) for t in node.outputs)
         ]  # fmt: skip
-        for node in nodes:
-            row = self._plain(self._rows(node), node)
-            if row is not None and row.among > len(nodes):
-                return f"{self.target.name} takes no model as small with {node.op} in it", ""
+        if not nodes:
+            return None
+        node = units.first(nodes)
+        row = self._plain(self._rows(node), node)
+        if row is not None and row.among > len(nodes):
+            return f"{self.target.name} takes no model as small with {node.op} first in it", ""
         return None
 
     def _rows(self, node: Node) -> list[Support]:

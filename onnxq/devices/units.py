@@ -154,6 +154,29 @@ def is_folded(
     return all(id(tensor) in fixed for tensor in node.inputs if tensor.name)
 
 
+def first(nodes: list[Node]) -> Node:
+    """The one that onnxruntime visits first of some nodes in their order: what the last of those
+    that nobody reads depends on, by the last of its inputs' makers, and so forth."""
+    place = {id(node): number for number, node in enumerate(nodes)}
+
+    def beside(tensors: list[gs.Tensor], side: str) -> list[int]:
+        found = (node for tensor in tensors for node in getattr(tensor, side))
+        return [place[id(node)] for node in found if id(node) in place]
+
+    at = max(k for k, node in enumerate(nodes) if not beside(node.outputs, "outputs"))
+    while makers := beside(nodes[at].inputs, "inputs"):
+        at = max(makers)
+    return nodes[at]
+
+
+def is_fused_padding(graph: Graph, node: Node) -> bool:
+    """Whether a Pad of zeros becomes the padding of the convolutions that alone read it."""
+    readers = node.outputs[0].outputs
+    constant = node.attrs.get("mode", "constant") == "constant" and len(node.inputs) < 3
+    only = bool(readers) and all(reader.op == "Conv" for reader in readers)
+    return constant and only and not g.is_output(graph, node.outputs[0])
+
+
 def reads_codes(node: Node) -> bool:
     """Whether a node computes on codes: some input is of their types.
 
