@@ -95,10 +95,13 @@ class _Judge:
         """No provider of units takes a quantizer without a neighbour to go with it."""
         for node in g.walk(self.graph):
             verdict = found[id(node)]
-            if node.op not in ("QuantizeLinear", "DequantizeLinear") or verdict.kind not in HERE:
+            if node.op not in g.QUANTIZERS or verdict.kind not in HERE:
                 continue
-            beside = [maker for tensor in node.inputs for maker in tensor.inputs]
-            beside += [reader for tensor in node.outputs for reader in tensor.outputs]
+            beside = [reader for tensor in node.outputs for reader in tensor.outputs]
+            if node.op == "DynamicQuantizeLinear":
+                beside = node.outputs[0].outputs  # what multiplies its codes
+            else:
+                beside += [maker for tensor in node.inputs for maker in tensor.inputs]
             if not any(id(n) in found and found[id(n)].kind in HERE for n in beside):
                 verdict.kind, verdict.reason = "falls back", "none of its neighbours runs there"
 
