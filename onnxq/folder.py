@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxq.api import SYNTHETIC_SAMPLES, Source, quantize
+from onnxq.api import quantize
+from onnxq.api.inputs import Source
+from onnxq.api.quantization import SYNTHETIC_SAMPLES
 from onnxq.errors import OnnxqError, one_line
 from onnxq.feeds import input_specs
 from onnxq.pipeline import Progress

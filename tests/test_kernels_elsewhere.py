@@ -55,7 +55,12 @@ def by_functions(model: Path, feed: dict[str, Array]) -> Array:
 
 
 def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("onnxq.runtime", "onnxq.devices.place", "onnxq.devices.check", "onnxq.api"):
+    for module in (
+        "onnxq.runtime",
+        "onnxq.devices.place",
+        "onnxq.devices.check",
+        "onnxq.api.quantization",
+    ):
         monkeypatch.setattr(f"{module}.find_library", lambda: None)
     monkeypatch.setattr(sys.modules["onnxq.deploy.deploy"], "find_library", lambda: None)
     monkeypatch.setattr("onnxq.ops.library.find_library", lambda: None)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq import graph as g
-from onnxq.api import Source, _check_inputs, _check_weights, _environment, _with_custom_ops
+from onnxq.api.inputs import Source, check_inputs, check_weights, environment, with_custom_ops
 from onnxq.errors import OnnxqError
 from onnxq.layers import REFUSED
 from onnxq.metrics import metric as metric_of
@@ -87,7 +87,7 @@ class Sensitivity:
         return json.dumps(asdict(self) | {"ratio": self.ratio}, indent=2)
 
 
-@_with_custom_ops
+@with_custom_ops
 def sensitivity(
     model: str | Path,
     preset: str = "int8-static",
@@ -132,8 +132,8 @@ def sensitivity(
     check_target(chosen, device)
     proto = load_proto(path)
     original = g.load(proto, path.parent)
-    _check_inputs(proto)
-    _check_weights(original)
+    check_inputs(proto)
+    check_weights(original)
     progress("samples", 0, 1)
     sampling = Sampling(
         path, proto, preprocess, states, batch_size, seed, threads, tokenizer, max_tokens
@@ -176,6 +176,6 @@ def sensitivity(
         evaluations=meter.evaluations,
         evaluation_seconds=meter.seconds,
         seconds=time.perf_counter() - began,
-        environment=_environment(path, seed),
+        environment=environment(path, seed),
         warnings=report.warnings,
     )

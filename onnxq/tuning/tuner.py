@@ -21,14 +21,14 @@ from typing import Any
 
 from onnxq import cache
 from onnxq import graph as g
-from onnxq.api import (
+from onnxq.api import quantize
+from onnxq.api.inputs import (
     Source,
-    _check_inputs,
-    _check_paths,
-    _check_weights,
-    _environment,
-    _with_custom_ops,
-    quantize,
+    check_inputs,
+    check_paths,
+    check_weights,
+    environment,
+    with_custom_ops,
 )
 from onnxq.errors import OnnxqError
 from onnxq.metrics import Metric, class_scores
@@ -57,7 +57,7 @@ FAR = 1.25  # times the latency of the fastest preset: from slower ones nothing 
 EVEN = 0.02  # a mixed model must be so much faster than a preset's to be taken
 
 
-@_with_custom_ops
+@with_custom_ops
 def tune(
     model: str | Path,
     *,
@@ -107,14 +107,14 @@ def tune(
         raise OnnxqError("a tuned model is chosen by measuring on samples, and there are none")
     path = Path(model)
     place = Path(output) if output else path.with_name(f"{path.stem}.tuned.onnx")
-    _check_paths(path, place)
+    check_paths(path, place)
     device = target if isinstance(target, Target) else load_target(target)
     names = presets or PRESETS
     recipes = [_with_patterns(load_recipe(name), include, exclude) for name in names]
     proto = load_proto(path)
     original = g.load(proto, path.parent)
-    _check_inputs(proto)
-    _check_weights(original)
+    check_inputs(proto)
+    check_weights(original)
     progress("samples", 0, 1)
     sampling = Sampling(
         path, proto, preprocess, states, batch_size, seed, threads, tokenizer, max_tokens
@@ -133,7 +133,7 @@ def tune(
     judge = _judge(metric, first, float_session(path, original, threads).run(first))
     with scratch() as folder:
         shop = Workshop(path, original, device, calibration, held_out, judge, folder, threads)
-        machine = {k: v for k, v in _environment(path, seed).items() if k not in ("seed", "onnxq")}
+        machine = {k: v for k, v in environment(path, seed).items() if k not in ("seed", "onnxq")}
         held = held_out.identity()
         shop.identity = (repr(machine), repr(device), calibration.identity(), held)
         search = _Search(shop, bounds, report, progress)
