@@ -40,6 +40,7 @@ from onnxq.qtype import QTensor
 from onnxq.super_blocks import scale_codes
 
 CONTRIB = "com.microsoft"
+SMALLEST_BLOCK = 16  # that the kernels take
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ def _look_up(body: Graph, node: Node, q: QTensor, maker: g.Maker) -> int:
     assert view is not None
     name, ids = view.tensor.name, node.inputs[1]
     stored = maker.shared(f"{name}_quantized", packed(q.codes.view(np.uint8), q.qtype.bits))
+    q = _in_whole_bytes(q)
     scale, *zero = _grid(body, name, q, view.tensor.dtype, maker)
     rows = maker.emit(
         body, "GatherBlockQuantized", [stored, ids, scale, *zero], node.name,
@@ -170,6 +172,19 @@ def _look_up(body: Graph, node: Node, q: QTensor, maker: g.Maker) -> int:
     rows.inputs[0].domain = CONTRIB
     g.replace_node(body, node, rows)
     return 1
+
+
+def _in_whole_bytes(q: QTensor) -> QTensor:
+    """The same weights in smaller blocks, of which the zero points of a row fill whole bytes.
+
+    GatherBlockQuantized of onnxruntime 1.24 reads others wrongly (measured).
+    """
+    columns, block = q.codes.shape[1], q.qtype.group or 0
+    while -(-columns // block) * q.qtype.bits % 8 and block > SMALLEST_BLOCK:
+        block //= 2
+    of = np.arange(0, columns, block) // (q.qtype.group or 1)
+    qtype = replace(q.qtype, group=block)
+    return replace(q, scale=q.scale[:, of], zero=q.zero[:, of], qtype=qtype)
 
 
 def _grid(

@@ -8,8 +8,10 @@ import onnx
 import pytest
 from graphs import Array, Feeds, feeds_of, model, normal, pipeline, relative, run
 from onnxq.passes.lower.matmul_nbits import packed
+from places import place
 
 from onnxq import graph as g
+from onnxq.devices import Job, Place, ask
 from onnxq.errors import OnnxqError
 from onnxq.pipeline import Result
 
@@ -148,7 +150,7 @@ def test_matrices_that_cannot_be_told_apart_keep_eight_bits() -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("columns", [64, 44, 43])
+@pytest.mark.parametrize("columns", [96, 64, 44, 43])
 def test_rows_of_a_table_are_those_of_the_solver(bits: int, columns: int) -> None:
     source = model(
         "(int64[n,s] ids) => (float[n,s,k] y) { y = Gather (w, ids) }", w=normal(1100, columns)
@@ -160,6 +162,22 @@ def test_rows_of_a_table_are_those_of_the_solver(bits: int, columns: int) -> Non
         y = run(result.graph, feeds[0], optimize)["y"]
         np.testing.assert_allclose(y, w[feeds[0]["ids"]], rtol=1e-6)
     assert operators(result) == {"GatherBlockQuantized": 1, "Cast": 1}
+
+
+@pytest.mark.parametrize(("columns", "block"), [(128, 32), (96, 16), (32, 16), (60, 32)])
+def test_zero_points_of_a_row_fill_bytes_for_older_runtimes(columns: int, block: int) -> None:
+    """onnxruntime 1.24, which OpenVINO's wheel has, reads others wrongly."""
+    source = model(
+        "(int64[n] ids) => (float[n,k] y) { y = Gather (w, ids) }", w=normal(1100, columns)
+    )
+    feed = {"ids": np.arange(7, 1100, 90)}
+    result = quantized(source, [feed], "w4:32")
+    (node,) = [node for node in result.graph.nodes if node.op == "GatherBlockQuantized"]
+    assert node.attrs["block_size"] == block
+    older = Place("CPUExecutionProvider", place("openvino").command)
+    (answer,) = ask(older, [Job(g.to_proto(result.graph), (feed,))])
+    expected = result.context.weights["w"].dequantize()[feed["ids"]]
+    np.testing.assert_allclose(answer.outputs[0]["y"], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("head", ["Gemm <transB = 1> (f, w)", "MatMul (h, t)"])
