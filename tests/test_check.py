@@ -10,13 +10,14 @@ import numpy as np
 import onnx
 import pytest
 from awkward import ZOO
-from graphs import model, normal, pipeline
+from graphs import model, normal, pipeline, relative
+from places import place
 from typer.testing import CliRunner
 
 import onnxq
 from onnxq import graph as g
 from onnxq.cli import app
-from onnxq.devices import Answer, Place, units
+from onnxq.devices import Answer, Job, Place, ask, units
 from onnxq.devices.happened import compare
 from onnxq.devices.judge import judge
 from onnxq.devices.verdicts import CheckReport
@@ -448,3 +449,38 @@ def test_quantize_says_what_its_target_will_not_run(
     said = [text for text in result.report.warnings if "will not run" in text]
     assert len(said) == warned
     assert all("DequantizeLinear" in text and "third axis" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("bits", "behind", "wrong"),
+    [
+        (4, "y = Neg (h)", True),
+        (4, "y = Mul (h, half)", True),
+        (4, "i = Add (h, bias) y = Div (i, half)", True),
+        (4, "i = Relu (h) y = Mul (i, half)", False),
+        (4, "y = Add (h, bias)", False),
+        (8, "y = Mul (h, half)", False),
+    ],
+)
+def test_openvino_garbles_weights_of_4_bits_that_are_scaled(
+    bits: int, behind: str, wrong: bool, tmp_path: Path
+) -> None:
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+        g (float[3, 64] x) => (float[3, 6] y) {{
+          a = Sin (x)
+          h = com.microsoft.MatMulNBits <K = 64, N = 6, bits = {bits}, block_size = 32> (a, w, s)
+          {behind}
+        }}"""
+    )
+    codes = np.random.default_rng(0).integers(0, 256, (6, 2, 4 * bits), dtype=np.uint8)
+    values = {"w": codes, "s": normal(6, 2), "half": np.float32(0.5), "bias": normal(6)}
+    for name, array in values.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    report = onnxq.check(save(proto, tmp_path), target="openvino")
+    assert any("other numbers" in text for text in report.warnings) == wrong
+    job = Job(proto, ({"x": normal(3, 64)},))
+    said, other = (
+        ask(p, [job])[0].outputs[0]["y"] for p in (Place.parse("cpu"), place("openvino"))
+    )
+    assert (relative(said, other) > 0.1) == wrong

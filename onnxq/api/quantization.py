@@ -21,7 +21,7 @@ from onnxq.api.inputs import (
 from onnxq.checkpoint import Checkpoint
 from onnxq.choose import settle
 from onnxq.details import record_details
-from onnxq.devices.check import will_not_run
+from onnxq.devices.check import other_numbers, will_not_run
 from onnxq.dims import fix_dims, fix_shapes
 from onnxq.errors import OnnxqError
 from onnxq.groups import GroupBy, Grouped, Groups
@@ -200,8 +200,11 @@ def quantize(
     options |= {"unseen": unseen, "checkpoint": checkpoint, "progress": progress}
     result = chosen.pipeline.run(original, calibration, device, report=report, **options)
     record_layers(result, report)
-    if not device.is_cpu and (barred := will_not_run(result.graph, device, bool(custom_ops))):
-        report.warn(f"{barred}; take another preset, or see onnxq check")
+    if not device.is_cpu:
+        if barred := will_not_run(result.graph, device, bool(custom_ops)):
+            report.warn(f"{barred}; take another preset, or see onnxq check")
+        if wrong := other_numbers(result.graph, device):
+            report.warn(f"{wrong}; take 8-bit weights, or --exclude")
     if details:
         record_details(result, report)
     if check:

@@ -47,6 +47,8 @@ def check(
             f"this model of integers alone says something else on {device.name}: "
             f"{device.lacks['integer']}; quantize with another preset"
         )
+    if wrong := other_numbers(graph, device):
+        report.warnings.append(f"{wrong}; take 8-bit weights, or quantize with --exclude")
     if "branches" in device.lacks and any(v.op == "If" and v.kind == "folded" for v in found):
         report.warnings.append(
             f"an If of this model has a condition that is known: {device.name} takes the branch "
@@ -87,6 +89,37 @@ def will_not_run(graph: g.Graph, target: Target, custom_ops: bool = False) -> st
         return ""
     first, more = barred[0], f" and {len(barred) - 1} more" * (len(barred) > 1)
     return f"{target.name} will not run {first.node!r} ({first.op}){more}: {first.reason}"
+
+
+def other_numbers(graph: g.Graph, target: Target) -> str:
+    """What of a model a target runs and gets wrong, in a sentence; "" where nothing is known."""
+    why = target.lacks.get("scaled-4-bits")
+    wrong = [node.name for node in g.walk(graph) if _is_scaled(node)] if why else []
+    if not wrong:
+        return ""
+    more = f" and {len(wrong) - 1} more" * (len(wrong) > 1)
+    return f"{target.name} gives other numbers for {wrong[0]!r}{more}: {why}"
+
+
+def _is_scaled(node: g.Node) -> bool:
+    """Whether a product with 4-bit weights in blocks is then multiplied by a constant."""
+    if node.op == "MatMul":
+        made_by = [maker for tensor in node.inputs for maker in tensor.inputs]
+        few = any(
+            maker.op == "DequantizeLinear" and maker.attrs.get("block_size")
+            and str(g.dtype(maker.inputs[0])) in ("int4", "uint4")
+            for maker in made_by
+        )  # fmt: skip
+    else:
+        few = node.op == "MatMulNBits" and node.attrs.get("bits", 4) < 8
+    readers = node.outputs[0].outputs if few else []
+    if len(readers) == 1 and readers[0].op == "Add" and any(map(g.is_constant, readers[0].inputs)):
+        readers = readers[0].outputs[0].outputs
+    return any(
+        reader.op == "Neg"
+        or (reader.op in ("Mul", "Div") and any(map(g.is_constant, reader.inputs)))
+        for reader in readers
+    )
 
 
 def _has_integer_functions(model: str | Path) -> bool:
