@@ -396,21 +396,17 @@ def constant_activations() -> Case:
 @awkward
 def nothing_but_zeros() -> Case:
     """Layers that are fed zeros alone: no sample says which of their codes are good."""
-    text = """(float[n,4,6,6] x) => (float[n,3] y, float[n,4,6,6] z) {
+    text = """(float[n,4,6,6] x) => (float[n,4,6,3] y, float[n,4,6,6] z) {
         a = Abs (x)
         b = Neg (a)
         off = Relu (b)
         c = Conv <pads = [1,1,1,1]> (off, w)
         z = Add (c, x)
-        p = GlobalAveragePool (off)
-        q = GlobalAveragePool (x)
-        f = Flatten (p)
-        g = Flatten (q)
-        m = MatMul (f, v)
-        n = MatMul (g, u)
+        m = MatMul (off, v)
+        n = MatMul (x, u)
         y = Add (m, n)
     }"""
-    weights = {"w": normal(4, 4, 3, 3), "v": normal(4, 3, seed=1), "u": normal(4, 3, seed=2)}
+    weights = {"w": normal(4, 4, 3, 3), "v": normal(6, 3, seed=1), "u": normal(6, 3, seed=2)}
     return Case(model(text, **weights), feeds_of(x=(2, 4, 6, 6)))
 
 
