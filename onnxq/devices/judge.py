@@ -97,11 +97,11 @@ class _Judge:
             verdict = found[id(node)]
             if node.op not in g.QUANTIZERS or verdict.kind not in HERE:
                 continue
-            beside = [reader for tensor in node.outputs for reader in tensor.outputs]
             if node.op == "DynamicQuantizeLinear":
                 beside = node.outputs[0].outputs  # what multiplies its codes
             else:
-                beside += [maker for tensor in node.inputs for maker in tensor.inputs]
+                beside = [maker for tensor in node.inputs for maker in tensor.inputs]
+                beside += [reader for tensor in node.outputs for reader in tensor.outputs]
             if not any(id(n) in found and found[id(n)].kind in HERE for n in beside):
                 verdict.kind, verdict.reason = "falls back", "none of its neighbours runs there"
 

@@ -31,6 +31,7 @@ from onnxq.graph.proto import (
 )
 from onnxq.graph.unfold import Unfolding, unfolding
 from onnxq.graph.walk import (
+    CONTRIB,
     QUANTIZERS,
     RANDOM,
     Array,
@@ -66,6 +67,7 @@ from onnxq.graph.weights import (
 )
 
 __all__ = [
+    "CONTRIB",
     "QUANTIZERS",
     "RANDOM",
     "RECURRENT",

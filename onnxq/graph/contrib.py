@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx
 
+from onnxq.graph.walk import CONTRIB
 from onnxq.tensors import graphs
 
-CONTRIB = "com.microsoft"
 _LIKE_ITS_INPUT = {
     "BiasGelu", "FastGelu", "Gelu", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax",
     "QuickGelu", "RotaryEmbedding", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",

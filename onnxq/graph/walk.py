@@ -23,6 +23,7 @@ RANDOM = (
     "Bernoulli",
 )  # fmt: skip
 _STANDARD_DOMAINS = (None, "", "ai.onnx")
+CONTRIB = "com.microsoft"  # the domain of ONNX Runtime's own operators
 
 
 def subgraphs(graph: Graph) -> Iterator[Graph]:

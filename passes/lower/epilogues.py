@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnxq.passes.lower.integer_operators import CONTRIB
 
 from onnxq import graph as g
 from onnxq.graph import Graph, Node
@@ -31,7 +30,7 @@ def fuse_epilogues(graph: Graph, target: Target) -> int:
     """Fold what follows products, and write GELU as one operator; the number of folds."""
     maker, changes = g.Maker(graph), 0
     for body in g.subgraphs(graph):
-        for product in [n for n in body.nodes if n.op == PRODUCT and n.domain == CONTRIB]:
+        for product in [n for n in body.nodes if n.op == PRODUCT and n.domain == g.CONTRIB]:
             while _fold_scalar(body, product, maker):
                 changes += 1
             changes += _fold_bias(body, product)
@@ -116,7 +115,7 @@ def _fuse_gelu(graph: Graph, gelu: Pattern, maker: g.Maker) -> bool:
             node.inputs.clear()
             node.outputs.clear()
             body.nodes.remove(node)
-    last.op, last.domain, last.attrs, last.inputs = GELU, CONTRIB, {}, [gelu.input]
+    last.op, last.domain, last.attrs, last.inputs = GELU, g.CONTRIB, {}, [gelu.input]
     return True
 
 

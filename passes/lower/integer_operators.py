@@ -18,7 +18,6 @@ import onnx_graphsurgeon as gs
 from onnxq import graph as g
 from onnxq.graph import Node
 
-CONTRIB = "com.microsoft"
 _POOLING = ("auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides")
 
 
@@ -116,7 +115,7 @@ class Integer:
     op: str
     inputs: list[gs.Tensor]
     attrs: Mapping[str, object]
-    domain: str = CONTRIB
+    domain: str = g.CONTRIB
 
 
 def _eight_bits(real: Real) -> Real:

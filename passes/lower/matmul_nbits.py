@@ -39,7 +39,6 @@ from onnxq.pipeline import Context, NodePlan, Pass
 from onnxq.qtype import QTensor
 from onnxq.super_blocks import scale_codes
 
-CONTRIB = "com.microsoft"
 SMALLEST_BLOCK = 16  # that the kernels take
 
 
@@ -154,7 +153,7 @@ class Operands:
             body, "MatMulNBits", inputs, name, K=self.columns, N=self.rows,
             bits=self.bits, block_size=self.block, accuracy_level=accuracy_level,
         )  # fmt: skip
-        y.inputs[0].domain = CONTRIB
+        y.inputs[0].domain = g.CONTRIB
         return y
 
 
@@ -169,7 +168,7 @@ def _look_up(body: Graph, node: Node, q: QTensor, maker: g.Maker) -> int:
         body, "GatherBlockQuantized", [stored, ids, scale, *zero], node.name,
         bits=q.qtype.bits, block_size=q.qtype.group, gather_axis=0, quantize_axis=1,
     )  # fmt: skip
-    rows.inputs[0].domain = CONTRIB
+    rows.inputs[0].domain = g.CONTRIB
     g.replace_node(body, node, rows)
     return 1
 
